@@ -1,0 +1,30 @@
+# make run    every notebook, executed into build/, then the table of claims
+# make test   the tests
+# make lab    JupyterLab, opened at the first notebook
+# make clean  removes build/ (keeps .venv and the cached model)
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: run test lab clean
+.DEFAULT_GOAL := run
+
+run: $(VENV)/.installed
+	$(PY) -m helpers run
+
+test: $(VENV)/.installed
+	$(PY) -m pytest
+
+lab: $(VENV)/.installed
+	$(PY) -m jupyterlab notebooks/00_start_here.ipynb
+
+clean:
+	rm -rf build
+
+# The stamp is written last, so an interrupted installation is taken up again.
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "The workbook needs Python 3.11 or newer: try make PYTHON=python3.12 (or install one)." >&2; exit 1; }
+	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -r requirements.txt
+	@touch $@

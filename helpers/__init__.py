@@ -1,0 +1,1 @@
+"""Helpers of the workbook: everything that would make its notebooks long."""

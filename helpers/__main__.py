@@ -1,0 +1,62 @@
+"""The workbook's command line: python -m helpers run | refresh | check | bench | doctor."""
+import argparse
+import sys
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m helpers", description=__doc__.split(":")[0] + ".")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="execute notebooks into build/, then print the claims")
+    run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="02, a name or a path (default: all of them)")
+    run.add_argument("-p", nargs=2, action="append", default=[], dest="parameters", metavar=("NAME", "VALUE"),
+                     help="a parameter for the notebooks that have it")
+    run.add_argument("-f", dest="recipe", metavar="RECIPE", help="a YAML file of parameters")
+    refresh = commands.add_parser("refresh", help="execute notebooks and put the outputs into notebooks/")
+    refresh.add_argument("notebooks", nargs="*", metavar="NOTEBOOK")
+    check = commands.add_parser("check", help="are the committed notebooks current, in order and clean?")
+    check.add_argument("notebooks", nargs="*", metavar="NOTEBOOK")
+    commands.add_parser("bench", help="measure speed and memory on this machine", add_help=False)
+    commands.add_parser("doctor", help="what is right or wrong with this environment, in one screen")
+    return parser
+
+
+def main(argv=None):
+    """Run one command and return its exit status: 0 all well, 1 something failed, 2 a wrong command, 130 interrupted."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    if rest and options.command != "bench":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.command == "doctor":  # works before anything is installed
+        from helpers import doctor
+        return doctor.main()
+    try:
+        return _command(options, rest)
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        print(f"{error.name} is not installed; python -m helpers doctor says what is missing.", file=sys.stderr)
+        return 2
+
+
+def _command(options, rest):
+    if options.command == "bench":
+        from helpers import bench
+        return bench.main(rest) or 0
+    from helpers import runner
+    try:
+        if options.command == "check":
+            problems = runner.check(options.notebooks)
+            print("\n".join(problems) or "The committed notebooks are current, in order and clean.")
+            return bool(problems)
+        if options.command == "refresh":
+            return bool(runner.refresh(options.notebooks))
+        parameters = {name: runner.parse_value(value) for name, value in options.parameters}
+        return bool(runner.run(options.notebooks, parameters, options.recipe))
+    except runner.UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""What the model then says: prompts × vectors completions, in batches."""
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from tqdm.auto import tqdm
+
+from .steering import coefficients, steer
+
+
+class _Sampling(LogitsProcessor):
+    """Temperature sampling as argmax of logits/T + Gumbel noise, each row with a generator of its own: a row's text depends
+    on its seed alone, not on the batch it happens to be in."""
+
+    def __init__(self, temperature, seeds):
+        self.temperature = temperature
+        self.generators = [torch.Generator().manual_seed(s) for s in seeds]
+
+    def __call__(self, input_ids, scores):
+        uniform = torch.stack([torch.rand(scores.shape[-1], generator=g) for g in self.generators]).clamp_(1e-20, 1 - 1e-7)
+        return scores.float() / self.temperature - uniform.log().neg().log().to(scores.device)
+
+
+def pairs(prompts, vectors):
+    """The rows (vector index, prompt index) of a prompts × vectors batch, one vector after another."""
+    return [(v, i) for v in range(1 if vectors is None else len(vectors)) for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def complete(lm, prompts, vectors=None, coeff=1.0, tokens="all", max_new_tokens=48, temperature=0.0, seed=0, batch_size=32,
+             progress=False):
+    """Completions, without special tokens: a list over prompts, or with `vectors` a list over vectors of such lists.
+
+    `temperature` 0 is greedy. Sampled text is a function of (seed, place in `prompts`), so all vectors share their noise and
+    a repeated prompt gives several samples. `tokens` as in `steer`; `coeff` a number or one per vector.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts:
+        raise ValueError("prompts is empty: give at least one.")
+    if temperature < 0 or max_new_tokens < 1 or batch_size < 1:
+        raise ValueError(f"temperature {temperature}, max_new_tokens {max_new_tokens} and batch_size {batch_size} must be ≥ 0, ≥ 1 and ≥ 1.")
+    rows = pairs(prompts, vectors)
+    if vectors is not None:
+        coeffs = coefficients(coeff, len(vectors))
+    stop = lm.model.generation_config.eos_token_id or lm.tokenizer.eos_token_id
+    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=lm.tokenizer.pad_token_id)
+    texts = []
+    for start in tqdm(range(0, len(rows), batch_size), desc="completions", leave=False, disable=not progress):
+        part = rows[start:start + batch_size]
+        encoded = lm.encode([prompts[i] for _, i in part])
+        sampling = LogitsProcessorList([_Sampling(temperature, [seed * 1_000_003 + i for _, i in part])] if temperature else [])
+        if vectors is None:
+            out = lm.model.generate(**encoded, generation_config=config, logits_processor=sampling)
+        else:
+            which = [v for v, _ in part]
+            with steer(lm, vectors[which], coeffs[which], tokens):
+                out = lm.model.generate(**encoded, generation_config=config, logits_processor=sampling)
+        texts += lm.tokenizer.batch_decode(out[:, encoded["input_ids"].shape[1]:], skip_special_tokens=True)
+    table = [texts[i:i + len(prompts)] for i in range(0, len(texts), len(prompts))]
+    return table[0] if vectors is None else table

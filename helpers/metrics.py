@@ -1,0 +1,203 @@
+"""How large a change is, whether a text is fluent, how far apart two texts are, and intervals for all of it."""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from . import prompts as prompt_data
+from .generation import complete, pairs
+from .residual import capture, positions_of
+from .steering import coefficients, steer
+
+FIRST_SCORED = 4  # fluency counts from the 5th token on: a new opening may surprise, what follows has to fit it
+
+
+# ---------------------------------------------------------------------------------------------- change inside the model
+def change(span, vectors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean over target tokens of ‖Δ‖, and of ‖Δ‖ / ‖clean‖: two tensors [n_vectors, n_prompts] (a single target layer)."""
+    if not span.single:
+        raise ValueError(f"change needs a span with one target layer, this one has {span.target_layers}.")
+    with torch.no_grad():
+        size = span.delta(vectors).norm(dim=-1)
+    clean = span.clean_target.norm(dim=-1).clamp(min=1e-12)
+    count = span.target_mask.sum(-1)
+    return size.sum(-1) / count, (size / clean * span.target_mask).sum(-1) / count
+
+
+def _logits(lm, encoded, keep):
+    """Log-probabilities [n, keep, vocabulary] in fp32 at the last `keep` tokens."""
+    out = lm.model(**encoded, position_ids=positions_of(encoded["attention_mask"]), use_cache=False, logits_to_keep=keep)
+    return out.logits[:, -keep:].float().log_softmax(-1)
+
+
+@torch.no_grad()
+def kl_next_token(lm, prompts, vectors, coeff=1.0, batch_size=32) -> torch.Tensor:
+    """KL(unsteered ‖ steered) in nats of the next token at the last prompt token, [n_vectors, n_prompts]."""
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    coeffs, rows, values = coefficients(coeff, len(vectors)), pairs(prompts, vectors), []
+    clean = torch.cat([_logits(lm, lm.encode(prompts[i:i + batch_size]), 1)[:, 0] for i in range(0, len(prompts), batch_size)])
+    for start in range(0, len(rows), batch_size):
+        which, where = zip(*rows[start:start + batch_size])
+        with steer(lm, vectors[list(which)], coeffs[list(which)]):
+            steered = _logits(lm, lm.encode([prompts[i] for i in where]), 1)[:, 0]
+        base = clean[list(where)]
+        values.append((base.exp() * (base - steered)).sum(-1))
+    return torch.cat(values).view(len(vectors), len(prompts)).cpu()
+
+
+@torch.no_grad()
+def kl_along(lm, prompt, text, vectors, coeff=1.0) -> torch.Tensor:
+    """KL(unsteered ‖ steered) in nats averaged over the tokens of a fixed continuation `text`, [n_vectors]."""
+    encoded, n = _joined(lm, [(prompt, text)])
+    coeffs = coefficients(coeff, len(vectors))
+    clean = _logits(lm, encoded, n[0] + 1)[0, :-1]
+    values = []
+    for i in range(len(vectors)):
+        with steer(lm, vectors[i], coeffs[i]):
+            steered = _logits(lm, encoded, n[0] + 1)[0, :-1]
+        values.append((clean.exp() * (clean - steered)).sum(-1).mean())
+    return torch.stack(values).cpu()
+
+
+# ---------------------------------------------------------------------------------------------- fluency
+def _joined(lm, texts):
+    """prompt + completion token ids, left-padded, and the number of completion tokens of each row."""
+    rows = [(lm.encode(p)["input_ids"][0].tolist(), lm.tokenizer(c, add_special_tokens=False)["input_ids"]) for p, c in texts]
+    longest = max(len(p) + len(c) for p, c in rows)
+    ids = torch.full((len(rows), longest), lm.tokenizer.pad_token_id, device=lm.device)
+    mask = torch.zeros_like(ids)
+    for row, (p, c) in enumerate(rows):
+        ids[row, longest - len(p) - len(c):] = torch.tensor(p + c, device=lm.device)
+        mask[row, longest - len(p) - len(c):] = 1
+    return {"input_ids": ids, "attention_mask": mask}, [len(c) for _, c in rows]
+
+
+@torch.no_grad()
+def surprise(lm, prompts, completions, batch_size=8) -> np.ndarray:
+    """Mean negative log-likelihood (nats per token) of each completion after its prompt, from its 5th token on, under the base
+    model without adapter. NaN for completions of fewer than 5 tokens. `prompts`: one for all, or one per completion."""
+    completions = list(completions)
+    prompts = [prompts] * len(completions) if isinstance(prompts, str) else list(prompts)
+    if len(prompts) != len(completions):
+        raise ValueError(f"{len(prompts)} prompts do not fit {len(completions)} completions: give one for all, or one for each.")
+    values = np.full(len(completions), np.nan)
+    with lm.base():
+        for start in range(0, len(completions), batch_size):
+            encoded, counts = _joined(lm, list(zip(prompts, completions))[start:start + batch_size])
+            if max(counts) <= FIRST_SCORED:
+                continue
+            logp = _logits(lm, encoded, max(counts) + 1)[:, :-1]
+            token = encoded["input_ids"][:, -max(counts):, None]
+            nll = -logp.gather(-1, token)[..., 0]
+            for row, n in enumerate(counts):
+                if n > FIRST_SCORED:
+                    values[start + row] = nll[row, FIRST_SCORED - n:].mean().item()
+    return values
+
+
+def distinct2(text) -> float:
+    """Share of distinct pairs among a text's neighbouring words (characters where it has under three words)."""
+    words = text.split()
+    words = words if len(words) > 2 else list(text.strip())
+    grams = list(zip(words, words[1:]))
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+@dataclass(frozen=True)
+class FluentRange:
+    """The 1st and 99th percentile of `surprise` among the base model's own completions, and how many those were."""
+    low: float
+    high: float
+    n: int
+
+    def __call__(self, nll, texts) -> np.ndarray:
+        """Bool [n]: inside the range and not a loop (distinct-2 ≥ 0.5). Too short to score (NaN) counts as not fluent."""
+        nll = np.asarray(nll, dtype=float)
+        return (nll >= self.low) & (nll <= self.high) & np.array([distinct2(t) >= 0.5 for t in texts])
+
+
+def fluent_range(lm, prompts, n_samples=64, temperatures=(0.0, 0.5, 1.0), max_new_tokens=48, seed=0, progress=False) -> FluentRange:
+    """Calibrate fluency on the base model's own completions: `n_samples` per temperature, spread over `prompts`.
+
+    Greedy text is far less surprising than sampled text, and both are the model's own: hence several temperatures.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    asked = [prompts[i % len(prompts)] for i in range(n_samples)]
+    nll = []
+    with lm.base():
+        for t in temperatures:
+            rows = asked if t else prompts
+            said = complete(lm, rows, temperature=t, max_new_tokens=max_new_tokens, seed=seed, progress=progress)
+            nll.append(surprise(lm, rows, said))
+    nll = np.concatenate(nll)
+    nll = nll[~np.isnan(nll)]
+    if len(nll) < 2:
+        raise ValueError("fluent_range: the model's own completions are too short to calibrate on; use more prompts or tokens.")
+    low, high = np.percentile(nll, [1, 99])
+    return FluentRange(float(low), float(high), len(nll))
+
+
+# ---------------------------------------------------------------------------------------------- distance and diversity
+@torch.no_grad()
+def _means(lm, texts, batch_size=16):
+    """Mean mid-depth residual [n, d_model] of each text read alone by the base model. The first token is left out and every other
+    one scaled to norm 1: attention sinks, the first token and now and then a second, are 100 times as long as the rest."""
+    layer, out = lm.n_layers // 2, []
+    with lm.base():
+        for start in range(0, len(texts), batch_size):
+            part = [t if t.strip() else "." for t in texts[start:start + batch_size]]
+            hidden = torch.nn.functional.normalize(capture(lm, part, layer)[0], dim=-1)
+            real = ~hidden.isnan().any(-1)
+            keep = real & ((real.cumsum(1) > 1) | (real.sum(1, keepdim=True) == 1))
+            out.append((hidden.nan_to_num() * keep[..., None]).sum(1) / keep.sum(1, keepdim=True))
+    return torch.cat(out)
+
+
+def embed(lm, texts) -> torch.Tensor:
+    """Unit vectors [n, d_model]: mid-depth residuals averaged over each text, centred on the reference texts."""
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise ValueError("texts is empty: give at least one.")
+    centre = getattr(lm, "_text_centre", None)
+    if centre is None:
+        centre = _means(lm, prompt_data.texts("reference_texts")).mean(0)
+        lm._text_centre = centre  # a few kilobytes, the same for every call
+    return torch.nn.functional.normalize(_means(lm, texts) - centre, dim=-1).cpu()
+
+
+def distance(lm, texts, others) -> torch.Tensor:
+    """1 − cosine of the texts' centred embeddings, [n_texts, n_others]: 0 the same, about 1 unrelated, at most 2."""
+    return 1 - embed(lm, texts) @ embed(lm, others).T
+
+
+def diversity(lm, texts) -> float:
+    """Mean pairwise distance; NaN for fewer than two texts."""
+    if len(texts) < 2:
+        return float("nan")
+    d = distance(lm, texts, texts)
+    return float(d.sum() / (len(texts) * (len(texts) - 1)))
+
+
+# ---------------------------------------------------------------------------------------------- rates and intervals
+def wilson(hits, n, z=1.96) -> tuple[float, float]:
+    """The Wilson interval of a rate (95 % at the default z); (0, 1) when there is nothing to count."""
+    if not 0 <= hits <= n:
+        raise ValueError(f"{hits} hits of {n} is not a rate: hits must lie in 0 … {n}.")
+    if n == 0:
+        return 0.0, 1.0
+    rate, z2 = hits / n, z * z
+    middle, half = rate + z2 / (2 * n), z * np.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))
+
+
+def bootstrap(values, statistic=np.mean, level=0.95, n_resamples=2000, seed=0) -> tuple[float, float]:
+    """Interval of a statistic over independent units (prompts × seeds): one value, or one row of values, per unit.
+
+    Vectors of one orthogonal set are not independent: average over them first, and resample what is left.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim == 0 or len(values) < 2:
+        raise ValueError("bootstrap needs at least two units.")
+    draws = np.random.default_rng(seed).integers(0, len(values), (n_resamples, len(values)))
+    found = [statistic(values[d]) for d in draws]
+    return tuple(float(x) for x in np.percentile(found, [50 - 50 * level, 50 + 50 * level]))

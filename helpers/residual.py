@@ -1,0 +1,341 @@
+"""Read the residual stream, add to it at one site, and run only the blocks between two layers.
+
+Convention: `resid_post[k]` is the output of block k; layers are 0-based, negative ones count from the end. No architecture
+is special-cased: the arguments each block needs (masks, rotary embeddings, positions) are recorded from one real forward
+pass and replayed.
+"""
+from contextlib import ExitStack, contextmanager
+from numbers import Integral
+from weakref import WeakKeyDictionary
+
+import torch
+
+SITES = ("resid_pre", "resid_mid", "mlp_out", "resid_post")
+ROLES = ("all", "all_but_first", "last")
+
+
+# ---------------------------------------------------------------------------------------------- layers and tokens
+def resolve_layer(lm, layer, name="layer") -> int:
+    """The 0-based index of a block of `lm`; a ValueError names the allowed range."""
+    n = lm.n_layers
+    if isinstance(layer, bool) or not isinstance(layer, Integral) or not -n <= layer < n:
+        raise ValueError(f"{name} {layer!r} is outside the model: it has {n} blocks, so use 0 … {n - 1} or {-n} … -1.")
+    return int(layer) % n
+
+
+def select_tokens(spec, attention_mask, name="positions") -> torch.Tensor:
+    """Bool mask [n_prompts, n_tokens] of the tokens that `spec` names in padded prompts.
+
+    `spec` is a role ("all", "all_but_first", "last"), a slice, or a list of ints. Positions count from each prompt's own
+    first token, negative ones from its end; padding is never selected. Naming a token that is not there is a ValueError.
+    """
+    if isinstance(spec, str):
+        if spec not in ROLES:
+            raise ValueError(f"{name} {spec!r} is not a role: use one of {', '.join(ROLES)}, a slice or a list of positions.")
+        spec = {"all": slice(None), "all_but_first": slice(1, None), "last": [-1]}[spec]
+    elif isinstance(spec, int):
+        spec = [spec]
+    chosen = torch.zeros_like(attention_mask, dtype=torch.bool)
+    for row, mask in enumerate(attention_mask):
+        tokens = mask.nonzero()[:, 0]
+        length = len(tokens)
+        if isinstance(spec, slice):
+            picked = list(range(length)[spec])
+        else:
+            outside = [i for i in spec if not -length <= i < length]
+            if outside:
+                raise ValueError(f"{name} {outside[0]} is outside prompt {row}, which has {length} tokens: use {-length} … {length - 1}.")
+            picked = [i % length for i in spec]
+        if not picked:
+            raise ValueError(f"{name} {spec!r} selects no token of prompt {row}, which has {length} tokens.")
+        chosen[row, tokens[picked]] = True
+    return chosen
+
+
+def forward_decoder(lm, encoded):
+    """One forward pass of the blocks (no LM head), with positions that ignore left padding."""
+    return lm.decoder(**encoded, position_ids=positions_of(encoded["attention_mask"]), use_cache=False)
+
+
+def positions_of(attention_mask):
+    """Position ids [n_prompts, n_tokens] that count from each prompt's own first token."""
+    return (attention_mask.cumsum(1) - 1).clamp(min=0)
+
+
+# ---------------------------------------------------------------------------------------------- sites
+def _hidden(args, kwargs):
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+
+
+def _replace_hidden(args, kwargs, hidden):
+    if "hidden_states" in kwargs:
+        return args, {**kwargs, "hidden_states": hidden}
+    return (hidden, *args[1:]), kwargs
+
+
+def _first(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _mlp(lm, layer):
+    mlp = getattr(lm.blocks[layer], "mlp", None)
+    if mlp is None:
+        raise ValueError(f"site 'mlp_out' does not exist in {type(lm.blocks[layer]).__name__}: it has no module named mlp.")
+    return mlp
+
+
+@contextmanager
+def _without_hooks(model):
+    """While inside, no hook that is already on the model (another steering, for one) acts."""
+    kept = [(m, m._forward_hooks, m._forward_pre_hooks) for m in model.modules()]
+    for module, hooks, pre_hooks in kept:
+        module._forward_hooks, module._forward_pre_hooks = type(hooks)(), type(pre_hooks)()
+    try:
+        yield
+    finally:
+        for module, hooks, pre_hooks in kept:
+            module._forward_hooks, module._forward_pre_hooks = hooks, pre_hooks
+
+
+_mid_names = WeakKeyDictionary()  # block → the child's name: looked for once, by a forward pass
+
+
+def _mid_module(lm, layer):
+    """The module of a block whose input is the residual between attention and MLP."""
+    block = lm.blocks[layer]
+    if block not in _mid_names:
+        _mid_names[block] = _find_mid(lm, block)
+    return block.get_submodule(_mid_names[block])
+
+
+def _find_mid(lm, block):
+    """Found by arithmetic, not by name: the first child whose input x is not the block's input and for which
+    x + (a later child's output) = the block's output."""
+    calls, ends = [], {}
+    with _without_hooks(lm.model), ExitStack() as stack:
+        def keep(module, args, kwargs, output):
+            if torch.is_tensor(args[0] if args else kwargs.get("hidden_states")):
+                calls.append((names[module], _hidden(args, kwargs), _first(output)))
+        def keep_block(module, args, kwargs, output):
+            ends["in"], ends["out"] = _hidden(args, kwargs), _first(output)
+        names = {child: name for name, child in block.named_children()}
+        for child in names:
+            stack.callback(child.register_forward_hook(keep, with_kwargs=True).remove)
+        stack.callback(block.register_forward_hook(keep_block, with_kwargs=True).remove)
+        ids = torch.arange(8, device=lm.device)[None]
+        with torch.no_grad():
+            forward_decoder(lm, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    near = lambda a, b: torch.allclose(a.float(), b.float(), rtol=1e-2, atol=1e-3 * b.float().abs().mean().item())  # noqa: E731
+    for i, (name, x, _) in enumerate(calls):
+        if x.shape == ends["in"].shape and not torch.equal(x, ends["in"]):
+            if any(out.shape == x.shape and near(x + out, ends["out"]) for _, _, out in calls[i:]):
+                return name
+    raise ValueError(f"site 'resid_mid' does not exist in {type(block).__name__}: its attention and MLP read the residual in "
+                     "parallel, so there is nothing between them; use resid_pre, mlp_out or resid_post.")
+
+
+def _check_site(site):
+    if site not in SITES:
+        raise ValueError(f"site {site!r} is unknown: use one of {', '.join(SITES)}.")
+
+
+@contextmanager
+def add_at(lm, layer, site, offset):
+    """While inside, `offset(hidden)` (a tensor that broadcasts to hidden [batch, tokens, d_model]) is added at one site."""
+    _check_site(site)
+
+    def add_in(module, args, kwargs):
+        hidden = _hidden(args, kwargs)
+        return _replace_hidden(args, kwargs, hidden + offset(hidden))
+
+    def add_out(module, args, output):
+        hidden = _first(output)
+        new = hidden + offset(hidden)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    block = lm.blocks[layer]
+    with ExitStack() as stack:
+        if site == "resid_pre":
+            stack.callback(block.register_forward_pre_hook(add_in, with_kwargs=True).remove)
+        elif site == "mlp_out":
+            stack.callback(_mlp(lm, layer).register_forward_hook(add_out).remove)
+        else:
+            # resid_mid feeds both the MLP's norm and the skip connection: add to the norm's input and to the block's output
+            if site == "resid_mid":
+                stack.callback(_mid_module(lm, layer).register_forward_pre_hook(add_in, with_kwargs=True).remove)
+            stack.callback(block.register_forward_hook(add_out).remove)
+        yield
+
+
+@contextmanager
+def read_at(lm, layer, site, store, key):
+    """While inside, every forward pass leaves the site's value [batch, tokens, d_model] in `store[key]`."""
+    _check_site(site)
+
+    def keep_in(module, args, kwargs):
+        store[key] = _hidden(args, kwargs)
+
+    def keep_out(module, args, output):
+        store[key] = _first(output)
+
+    if site in ("resid_pre", "resid_mid"):
+        module = lm.blocks[layer] if site == "resid_pre" else _mid_module(lm, layer)
+        handle = module.register_forward_pre_hook(keep_in, with_kwargs=True)
+    else:
+        handle = (_mlp(lm, layer) if site == "mlp_out" else lm.blocks[layer]).register_forward_hook(keep_out)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def capture(lm, prompts, layers=None, site="resid_post") -> torch.Tensor:
+    """The residual stream [n_layers, n_prompts, n_tokens, d_model] in fp32 at `site` of `layers` (all of them by default).
+
+    Prompts are left-padded; padding is NaN, so that a mean over it cannot pass unnoticed.
+    """
+    layers = range(lm.n_layers) if layers is None else [layers] if isinstance(layers, Integral) else layers
+    layers, store = [resolve_layer(lm, k) for k in layers], {}
+    encoded = lm.encode(prompts)
+    with ExitStack() as stack:
+        for k in layers:
+            stack.enter_context(read_at(lm, k, site, store, k))
+        forward_decoder(lm, encoded)
+    out = torch.stack([store[k].float() for k in layers])
+    return out.masked_fill(~encoded["attention_mask"].bool()[None, :, :, None], float("nan"))
+
+
+# ---------------------------------------------------------------------------------------------- the layer span
+class LayerSpan:
+    """The blocks between a source and one or several target layers, ready to be run for many vectors at once.
+
+    The clean residuals at both ends are computed once; each call of `delta` runs only the blocks in between, from the cached
+    source residual plus θ, for all vectors in one batch. `target_layers`: an int or a list. `target_positions`,
+    `steered_positions`: a role, a slice or a list (see `select_tokens`). `site`: where θ is added, one of SITES.
+    `memory_budget` bytes bound the activations kept for the gradient (None: 1 GB on CPU, half of what is free on CUDA).
+    """
+
+    def __init__(self, lm, prompts, source_layer, target_layers, target_positions=slice(None), steered_positions="all",
+                 site="resid_post", memory_budget=None):
+        _check_site(site)
+        self.lm, self.site = lm, site
+        self.prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        self.source_layer = resolve_layer(lm, source_layer, "source_layer")
+        self.single = isinstance(target_layers, Integral)
+        self.target_layers = [resolve_layer(lm, t, "target_layer") for t in ([target_layers] if self.single else target_layers)]
+        if not self.target_layers or min(self.target_layers) <= self.source_layer:
+            last = lm.n_layers - 1
+            raise ValueError(f"target_layers {target_layers!r} must come after source_layer {self.source_layer}: " + (
+                f"use {self.source_layer + 1} … {last}." if self.source_layer < last
+                else f"that is the last block, so use a source_layer of 0 … {last - 1}."))
+        encoded = lm.encode(self.prompts)
+        self.n_prompts, self.n_tokens = encoded["input_ids"].shape
+        self.steered = select_tokens(steered_positions, encoded["attention_mask"], "steered_positions")
+        self._set_targets(select_tokens(target_positions, encoded["attention_mask"], "target_positions"))
+        self.first = self.source_layer + (site == "resid_post")  # the first block that is run again
+        self._record(encoded)
+        self.chunk = 2  # until the self-check has measured what one vector keeps
+        self.bytes_per_vector = self._self_check()
+        self.chunk = self._chunk(memory_budget)
+
+    def _set_targets(self, chosen):
+        """Token indices [n_prompts, n_positions] at the target; prompts with fewer tokens are padded on the left and masked."""
+        place = chosen * torch.arange(1, chosen.shape[1] + 1, device=chosen.device)  # 0 where not chosen, so it sorts to the front
+        place = place.sort(1).values[:, -int(chosen.sum(1).max()):]
+        self.target_index, self.target_mask = (place - 1).clamp(min=0), place > 0
+
+    @torch.no_grad()
+    def _record(self, encoded):
+        self.calls, store = {}, {}
+        with ExitStack() as stack:
+            def keep(module, args, kwargs):
+                self.calls[module] = (args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"})
+            for k in range(self.first, max(self.target_layers) + 1):
+                stack.callback(self.lm.blocks[k].register_forward_pre_hook(keep, with_kwargs=True).remove)
+            stack.enter_context(read_at(self.lm, self.first, "resid_pre", store, "start"))
+            stack.enter_context(read_at(self.lm, self.source_layer, self.site, store, "source"))
+            for t in self.target_layers:
+                stack.enter_context(read_at(self.lm, t, "resid_post", store, t))
+            forward_decoder(self.lm, encoded)
+        self.start = store["start"]  # [n_prompts, n_tokens, d_model], into the first block that is run again
+        self.clean_source = store["source"].float()
+        self.clean_target = self._pick(torch.stack([store[t] for t in self.target_layers], 1)[None]).float()[0]
+        if self.single:
+            self.clean_target = self.clean_target[:, 0]
+
+    def _pick(self, hidden):
+        """[n, n_prompts, n_layers, n_tokens, d] → [n, n_prompts, n_layers, n_positions, d], zero where a prompt has no such token."""
+        index = self.target_index[None, :, None, :, None].expand(hidden.shape[0], -1, hidden.shape[2], -1, hidden.shape[-1])
+        return hidden.gather(3, index).masked_fill(~self.target_mask[None, :, None, :, None], 0)
+
+    def _repeat(self, value, n):
+        """A recorded argument for n copies of the prompts; with one prompt everything broadcasts by itself."""
+        if torch.is_tensor(value):
+            if self.n_prompts > 1 and value.ndim > 1 and value.shape[0] == self.n_prompts:
+                return value.repeat(n, *[1] * (value.ndim - 1))
+            return value
+        if isinstance(value, (tuple, list)):
+            return type(value)(self._repeat(v, n) for v in value)
+        if isinstance(value, dict):
+            return {k: self._repeat(v, n) for k, v in value.items()}
+        return value
+
+    def _run(self, vectors):
+        """Target residuals [n, n_prompts, n_target_layers, n_positions, d_model] in fp32 for vectors [n, d_model]."""
+        n, d = vectors.shape
+        hidden = self.start.repeat(n, 1, 1)
+        theta = (vectors[:, None, None] * self.steered[None, :, :, None]).reshape(-1, self.n_tokens, d).to(hidden.dtype)
+        outputs = {}
+        with ExitStack() as stack:
+            if self.site in ("resid_post", "resid_pre"):
+                hidden = hidden + theta
+            else:
+                stack.enter_context(add_at(self.lm, self.source_layer, self.site, lambda h: theta))
+            for k in range(self.first, max(self.target_layers) + 1):
+                args, kwargs = self.calls[self.lm.blocks[k]]
+                hidden = _first(self.lm.blocks[k](hidden, *self._repeat(args, n), **self._repeat(kwargs, n)))
+                if k in self.target_layers:
+                    outputs[k] = hidden.view(n, self.n_prompts, self.n_tokens, d)
+        return self._pick(torch.stack([outputs[t] for t in self.target_layers], 2)).float()
+
+    def delta(self, vectors) -> torch.Tensor:
+        """The change at the target, steered − clean, for vectors [n_vectors, d_model] (a tensor or a SteeringVectors).
+
+        Returns [n_vectors, n_prompts, n_positions, d_model] in fp32, differentiable in `vectors`; several target layers add
+        a dimension after n_prompts. Prompts with fewer target tokens than others have zeros in front (see `target_mask`).
+        """
+        vectors = getattr(vectors, "tensor", vectors)
+        if vectors.ndim != 2 or vectors.shape[1] != self.lm.d_model or not len(vectors):
+            raise ValueError(f"vectors of shape {list(vectors.shape)} do not fit: [n_vectors, {self.lm.d_model}] is needed.")
+        vectors = vectors.to(self.start.device, torch.float32)
+        size = len(vectors) if vectors.requires_grad else max(4 * self.chunk, 1)  # without a graph far less is kept
+        out = torch.cat([self._run(part) for part in vectors.split(size)])
+        return (out[:, :, 0] if self.single else out) - self.clean_target
+
+    def _self_check(self):
+        """θ = 0 must give the clean target back (replayed arguments, batching); returns the bytes kept per vector."""
+        kept, weights = 0, {p.data_ptr() for p in self.lm.model.parameters()}
+
+        def pack(x):
+            nonlocal kept
+            kept += 0 if x.data_ptr() in weights else x.numel() * x.element_size()
+            return x
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            zero = torch.zeros(2, self.lm.d_model, device=self.start.device, requires_grad=True)
+            off = self.delta(zero).detach().abs().max().item()
+        allowed = (0.1 if self.start.dtype in (torch.bfloat16, torch.float16) else 1e-3) * (1 + self.clean_target.abs().max().item())
+        if not off <= allowed:
+            raise RuntimeError(f"the layer span of {self.lm.name} does not reproduce its own forward pass (off by {off:.3g} with "
+                               "θ = 0): this architecture needs block arguments that cannot be replayed.")
+        return max(kept // 2, 1)
+
+    def _chunk(self, budget):
+        if budget is None:
+            cuda = self.start.device.type == "cuda"
+            budget = torch.cuda.mem_get_info(self.start.device)[0] // 2 if cuda else 10**9
+        if budget <= 0:
+            raise ValueError(f"memory_budget {budget} is not a number of bytes above 0.")
+        most = 512 if self.start.device.type == "cuda" else max(1, 8 * 40 // (self.n_prompts * self.n_tokens))
+        return max(1, min(int(budget // self.bytes_per_vector), most))
