@@ -43,17 +43,17 @@ def _command(options, rest):
     if options.command == "bench":
         from helpers import bench
         return bench.main(rest) or 0
-    from helpers import runner
+    from helpers import notebooks, runner
     try:
         if options.command == "check":
-            problems = runner.check(options.notebooks)
+            problems = notebooks.check(options.notebooks)
             print("\n".join(problems) or "The committed notebooks are current, in order and clean.")
             return bool(problems)
         if options.command == "refresh":
             return bool(runner.refresh(options.notebooks))
         parameters = {name: runner.parse_value(value) for name, value in options.parameters}
         return bool(runner.run(options.notebooks, parameters, options.recipe))
-    except runner.UserError as error:
+    except notebooks.UserError as error:
         print(error, file=sys.stderr)
         return 2
 

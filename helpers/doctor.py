@@ -50,7 +50,7 @@ def _memory():
         gigabytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     except (AttributeError, ValueError, OSError):  # Windows
         return True, "memory: not known here; a kernel needs up to 3 GB", ""
-    return gigabytes >= 3.5, f"memory: {gigabytes:.1f} GB", "a kernel needs up to 3 GB: close other programs, or use a larger machine"
+    return gigabytes >= 3.5, f"memory: {gigabytes:.1f} GB", "a kernel needs up to 3 GB: use a larger machine"
 
 
 def _disk():
@@ -65,7 +65,8 @@ def _kernel():
     except Exception as error:  # not installed, or no kernel of that name
         return False, f"no Jupyter kernel: {str(error) or type(error).__name__}", INSTALL
     same = Path(program).name == program or Path(program).absolute() == Path(sys.executable).absolute()
-    return same, "Jupyter kernel python3: " + ("this Python" if same else program), f"{sys.executable} -m ipykernel install --sys-prefix"
+    found = "Jupyter kernel python3: " + ("this Python" if same else program)
+    return same, found, f"{sys.executable} -m ipykernel install --sys-prefix"
 
 
 def _model():
@@ -74,8 +75,10 @@ def _model():
 
 
 def _pip():
-    found = importlib.util.find_spec("pip") is not None
-    return found, "pip: " + ("there" if found else "missing; it fetches the default model"), f"{sys.executable} -m ensurepip, or uv pip install pip"
+    here = importlib.util.find_spec("pip") is not None
+    other = shutil.which("uv") or shutil.which("pip")  # an environment made by uv or conda may have no pip of its own
+    found = "there" if here else other or "missing; it fetches the default model"
+    return bool(here or other), f"pip: {found}", "install pip or uv"
 
 
 def _writable():
@@ -85,13 +88,22 @@ def _writable():
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
         if not os.access(nearest, os.W_OK):
             wrong.append(str(folder))
-    return not wrong, f"cannot write to {' and '.join(wrong)}" if wrong else "build/ and the cache can be written", "change their owner"
+    found = f"cannot write to {' and '.join(wrong)}" if wrong else "build/ and the cache can be written"
+    return not wrong, found, "change the owner of these folders"
+
+
+CHECKS = (_python, _packages, _torch, _memory, _disk, _kernel, _pip, _model, _writable)
+
+
+def healthy():
+    """True where every check is content."""
+    return all(check()[0] for check in CHECKS)
 
 
 def main():
     """Print one line for each check, "ok" or what to do. Returns 1 where something is wrong, else 0."""
     wrong = 0
-    for check in (_python, _packages, _torch, _memory, _disk, _kernel, _pip, _model, _writable):
+    for check in CHECKS:
         good, found, remedy = check()
         wrong += not good
         print(f"{'ok  ' if good else 'FIX '} {found}" + ("" if good else f"\n     → {remedy}"))

@@ -10,6 +10,7 @@ from IPython.display import HTML, Image, display
 COLOURS = {"learned": "#D55E00", "random": "#0072B2", "clean": "#000000", "other": "#009E73", "fourth": "#CC79A7", "fifth": "#E69F00"}
 STYLE = {"font.size": 11, "axes.titlesize": 12.5, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
          "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False, "figure.constrained_layout.use": True}
+plt.rcParams.update(STYLE)  # the whole workbook looks alike
 
 
 def colour(label, i=0):
@@ -18,17 +19,15 @@ def colour(label, i=0):
 
 
 def panels(n=1, width=7.2, height=3.6, **options):
-    """A figure and its n axes side by side in the workbook's style."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, n, figsize=(width, height), squeeze=False, **options)
+    """A figure and its n axes side by side."""
+    figure, axes = plt.subplots(1, n, figsize=(width, height), squeeze=False, **options)
     return figure, axes[0]
 
 
 def show(figure, alt):
     """Display a figure once as PNG with its alt text, and close it."""
     picture = io.BytesIO()
-    with plt.rc_context(STYLE):
-        figure.savefig(picture, format="png", dpi=130)
+    figure.savefig(picture, format="png", dpi=130)
     plt.close(figure)
     display(Image(picture.getvalue(), alt=alt, width=int(figure.get_figwidth() * 96)))
 

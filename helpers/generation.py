@@ -42,7 +42,8 @@ def complete(lm, prompts, vectors=None, coeff=1.0, tokens="all", max_new_tokens=
     if vectors is not None:
         coeffs = coefficients(coeff, len(vectors))
     stop = lm.model.generation_config.eos_token_id or lm.tokenizer.eos_token_id
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=lm.tokenizer.pad_token_id)
+    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=lm.tokenizer.pad_token_id,
+                              repetition_penalty=1.0)  # the model's own would count padding, and so depend on the batch
     texts = []
     for start in tqdm(range(0, len(rows), batch_size), desc="completions", leave=False, disable=not progress):
         part = rows[start:start + batch_size]

@@ -116,25 +116,21 @@ class FluentRange:
         return (nll >= self.low) & (nll <= self.high) & np.array([distinct2(t) >= 0.5 for t in texts])
 
 
-def fluent_range(lm, prompts, n_samples=64, temperatures=(0.0, 0.5, 1.0), max_new_tokens=48, seed=0, progress=False) -> FluentRange:
-    """Calibrate fluency on the base model's own completions: `n_samples` per temperature, spread over `prompts`.
+def fluent_range(lm, prompts, temperatures=(0.0, 1.0), max_new_tokens=48, seed=0, progress=False) -> FluentRange:
+    """Calibrate fluency on the base model's own completions of `prompts`, one per prompt and temperature.
 
-    Greedy text is far less surprising than sampled text, and both are the model's own: hence several temperatures.
+    Greedy text is far less surprising than text sampled at temperature 1, and both are the model's own: the range runs from the
+    1st percentile at one temperature to the 99th at the other, whichever are the widest. Use 20 prompts or more.
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    asked = [prompts[i % len(prompts)] for i in range(n_samples)]
-    nll = []
+    prompts, seen = [prompts] if isinstance(prompts, str) else list(prompts), []
     with lm.base():
         for t in temperatures:
-            rows = asked if t else prompts
-            said = complete(lm, rows, temperature=t, max_new_tokens=max_new_tokens, seed=seed, progress=progress)
-            nll.append(surprise(lm, rows, said))
-    nll = np.concatenate(nll)
-    nll = nll[~np.isnan(nll)]
-    if len(nll) < 2:
-        raise ValueError("fluent_range: the model's own completions are too short to calibrate on; use more prompts or tokens.")
-    low, high = np.percentile(nll, [1, 99])
-    return FluentRange(float(low), float(high), len(nll))
+            said = complete(lm, prompts, temperature=t, max_new_tokens=max_new_tokens, seed=seed, progress=progress)
+            nll = surprise(lm, prompts, said)
+            seen.append(nll[~np.isnan(nll)])
+    if min(map(len, seen)) < 2:
+        raise ValueError("fluent_range: the model's own completions are too few or too short to calibrate on; use more prompts or tokens.")
+    return FluentRange(float(min(np.percentile(x, 1) for x in seen)), float(max(np.percentile(x, 99) for x in seen)), sum(map(len, seen)))
 
 
 # ---------------------------------------------------------------------------------------------- distance and diversity
@@ -168,6 +164,15 @@ def embed(lm, texts) -> torch.Tensor:
 def distance(lm, texts, others) -> torch.Tensor:
     """1 − cosine of the texts' centred embeddings, [n_texts, n_others]: 0 the same, about 1 unrelated, at most 2."""
     return 1 - embed(lm, texts) @ embed(lm, others).T
+
+
+def own_spread(lm, prompt, clean, n_samples=24, temperature=0.7, quantile=0.95, max_new_tokens=48, seed=0) -> float:
+    """How far the unsteered model's own samples lie from its answer `clean`: the given quantile of their distances.
+
+    A steered answer farther away than this counts as changed. At temperature 0.7 a small model still answers the question.
+    """
+    samples = complete(lm, [prompt] * n_samples, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    return float(torch.quantile(distance(lm, clean, samples)[0], quantile))
 
 
 def diversity(lm, texts) -> float:

@@ -1,9 +1,7 @@
-"""Execute the notebooks into build/, going on where an interrupted run stopped; refresh and check the committed ones."""
-import ast
+"""Execute the notebooks into build/, going on where an interrupted run stopped; bring the committed ones up to date."""
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 import time
@@ -14,68 +12,19 @@ import nbformat
 import papermill
 import yaml
 from filelock import FileLock, Timeout
+from nbclient.output_widget import OutputWidget
 from papermill.cli import _resolve_type as parse_value  # "3" → 3, "0.5" → 0.5, "True" → True, anything else stays text
 from papermill.exceptions import PapermillExecutionError
 
 from helpers import ledger
+from helpers.notebooks import UserError, check, committed, parameters_of, read, resolve, source_hash, widget_errors
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDGET_STATE, WIDGET_VIEW = "application/vnd.jupyter.widget-state+json", "application/vnd.jupyter.widget-view+json"
-MACHINE_PATH = r"(?:/home/\w|/Users/\w|/root/|/tmp/\w|[A-Za-z]:\\Users\\)"
-MAX_BYTES, MAX_LINES = 1_000_000, 25
+CELL_SECONDS = 3600  # no cell takes an hour: a kernel that fell silent must not hold up a run for good
 
-
-class UserError(ValueError):
-    """Something the person at the keyboard can put right, said in one sentence."""
-
-
-# -- notebooks and their parameters ------------------------------------------------------------------------------------
-
-def resolve(names=None):
-    """Paths of notebooks given as "02", "02_training_one_vector" or a path; all of notebooks/ in reading order by default."""
-    everything = sorted((ROOT / "notebooks").glob("[0-9]*_*.ipynb"))
-    if not names and not everything:
-        raise UserError(f"There are no notebooks in {ROOT / 'notebooks'}.")
-    paths = []
-    for name in map(str, names or everything):
-        matches = [path for path in everything if name in (path.stem, path.stem.split("_")[0])]
-        if not matches and name.endswith(".ipynb") and Path(name).is_file():
-            matches = [Path(name).resolve()]
-        if not matches:
-            raise UserError(f"There is no notebook {name!r}; there are {', '.join(path.stem for path in everything)}.")
-        paths += [path for path in matches if path not in paths]
-    return paths
-
-
-def read(path):
-    """A notebook as nbformat reads it, with the metadata that papermill insists on. UserError where it is not a notebook."""
-    try:
-        nb = nbformat.read(path, as_version=4)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a notebook: {str(error).splitlines()[0]}") from None
-    nb.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    nb.metadata["language_info"] = {"name": "python"}
-    return nb
-
-
-def tagged(nb, tag):
-    """The cells that carry `tag`, in order."""
-    return [cell for cell in nb.cells if tag in cell.metadata.get("tags", [])]
-
-
-def parameters_of(nb):
-    """Names and values of the parameters cell. UserError unless there is one such cell, of nothing but NAME = literal."""
-    cells = tagged(nb, "parameters")
-    if len(cells) != 1:
-        raise UserError(f"it has {len(cells)} cells tagged 'parameters', where one is needed")
-    found = {}
-    for node in ast.parse(cells[0].source).body:
-        try:
-            (target,) = node.targets
-            found[target.id] = ast.literal_eval(node.value)
-        except (AttributeError, ValueError):
-            raise UserError(f"its parameters cell holds {ast.unparse(node)!r}, which is not NAME = literal") from None
-    return found
+# While it waits for a cell's reply, nbclient sends an Output widget's content back to the kernel on the same socket, and may then
+# never notice the reply (nbclient issue 312; about one such cell in twenty on a busy machine). It keeps the outputs without this.
+OutputWidget.sync_state = lambda self: None
 
 
 def read_recipe(path):
@@ -115,12 +64,6 @@ def _share_out(paths, parameters):
 
 # -- what a run depends on ---------------------------------------------------------------------------------------------
 
-def source_hash(nb, kinds=("code",)):
-    """A hash of the cells' sources and tags, outputs aside."""
-    cells = [(cell.cell_type, cell.source, sorted(cell.metadata.get("tags", []))) for cell in nb.cells if cell.cell_type in kinds]
-    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()
-
-
 def _surroundings_hash():
     """A hash of what every notebook depends on: the helpers' sources, and data/ except its cache."""
     files = [*(ROOT / "helpers").glob("**/*.py"), *(ROOT / "data").glob("**/*")]
@@ -141,8 +84,8 @@ def _key(nb, parameters, surroundings):
 @contextmanager
 def _kernel_environment(build, name, default):
     """The environment that kernels inherit: this interpreter's own kernel first, and whether the run counts for the ledger."""
-    kernels = [str(Path(sys.prefix) / "share" / "jupyter")] + [os.environ[key] for key in ["JUPYTER_PATH"] if key in os.environ]
-    values = {"JUPYTER_PATH": os.pathsep.join(kernels), "WORKBOOK_BUILD": str(build), "WORKBOOK_NOTEBOOK": name,
+    kernels = [str(Path(sys.prefix) / "share" / "jupyter"), os.environ.get("JUPYTER_PATH", "")]
+    values = {"JUPYTER_PATH": os.pathsep.join(filter(None, kernels)), "WORKBOOK_BUILD": str(build), "WORKBOOK_NOTEBOOK": name,
               "WORKBOOK_DEFAULT_RUN": "1" if default else None, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     before = {key: os.environ.get(key) for key in values}
 
@@ -156,16 +99,11 @@ def _kernel_environment(build, name, default):
         put(before)
 
 
-def widget_errors(nb):
-    """Errors that ipywidgets callbacks swallowed: they show only in the state of Output widgets, and no tool fails on them."""
-    state = nb.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
-    outputs = [output for model in state.values() for output in model.get("state", {}).get("outputs", ())]
-    return [f"{output['ename']}: {output['evalue']}" for output in outputs if output.get("output_type") == "error"]
-
-
 def execute(nb, output, parameters=None, build=None, name="notebook", default=False):
-    """Execute `nb` with papermill from the repository root into the file `output`, and return it. Returns (notebook, None) or,
-    where a cell or a widget's callback raised or the kernel died, (None, one or two lines that say where and why)."""
+    """Execute `nb` with papermill, from the repository root, into the file `output`.
+
+    Returns (notebook, None), or (None, where and why) where a cell or a widget's callback raised or the kernel died.
+    """
     bar = {"desc": name, "file": sys.stdout, "disable": not sys.stdout.isatty(), "leave": False,
            "bar_format": "{desc}: cell {n_fmt} of {total_fmt}, {elapsed_s:.0f} s"}
     target = str(output).replace("{", "{{").replace("}", "}}")  # papermill formats its paths
@@ -173,11 +111,13 @@ def execute(nb, output, parameters=None, build=None, name="notebook", default=Fa
         with _kernel_environment(build or ledger.build_folder(), name, default):
             done = papermill.execute_notebook(nb, target, parameters or {}, kernel_name="python3", language="python",
                                               progress_bar=bar, cwd=ROOT, coalesce_streams=True,
-                                              extra_arguments=["--log-level=CRITICAL"])  # its own chatter
+                                              execution_timeout=CELL_SECONDS,
+                                              extra_arguments=["--log-level=CRITICAL"])  # the kernel's own chatter
     except PapermillExecutionError as error:
-        index = error.cell_index + (0 if not parameters else -1)  # papermill put a cell of parameters in front
+        index = error.cell_index - bool(parameters)  # papermill put a cell of parameters in front
         first = next((line for line in error.source.splitlines() if line.strip()), "")
-        return None, f"cell {index + 1} of {len(nb.cells)}: {first.strip()}\n  {error.ename}: {str(error.evalue).strip()[:300]}"
+        where = f"cell {index + 1} of {len(nb.cells)}: {first.strip()}"
+        return None, f"{where}\n  {error.ename}: {str(error.evalue).strip()[:300]}"
     except Exception as error:  # a dead kernel, no kernel, a full disk: the other notebooks still run
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     errors = widget_errors(done)
@@ -251,25 +191,6 @@ def _run_all(shares, folder, default):
 
 # -- the committed notebooks -------------------------------------------------------------------------------------------
 
-def _without_paths(text):
-    for path, short in ((str(ROOT), "."), (str(Path.home()), "~")):
-        text = re.sub(re.escape(path) + r"(?=[/\\])", short, text) if len(path) > 1 else text
-    return text
-
-
-def _clean_output(output):
-    """An output as it is committed: without widget views (their state is not committed) and machine paths; None to drop it."""
-    if "text" in output:
-        output["text"] = _without_paths(output["text"])
-    data = output.get("data", {})
-    if data.pop(WIDGET_VIEW, None) is not None and set(data) <= {"text/plain"}:
-        return None  # only "VBox(children=…" would be left
-    for kind, value in data.items():
-        if isinstance(value, str) and kind.startswith("text/"):
-            data[kind] = _without_paths(value)
-    return output
-
-
 def refresh(notebooks=None, build=None):
     """Bring committed notebooks up to date: a default run, whose outputs are cleaned and put into the sources, cell by cell.
 
@@ -278,58 +199,7 @@ def refresh(notebooks=None, build=None):
     build, paths = ledger.build_folder(build).resolve(), resolve(notebooks)
     failed = run(paths, build=build)
     for path in (path for path in paths if path.stem not in failed):
-        nb, done = read(path), nbformat.read(build / f"{path.stem}.ipynb", as_version=4)
-        for cell, executed in zip(nb.cells, done.cells, strict=True):
-            for name in ("papermill", "execution", "ExecuteTime"):
-                cell.metadata.pop(name, None)
-            if cell.cell_type == "code":
-                cell.outputs = [kept for output in executed.outputs if (kept := _clean_output(output))]
-                cell.execution_count = executed.execution_count
-        nb.metadata = nbformat.from_dict({"kernelspec": nb.metadata["kernelspec"], "language_info": nb.metadata["language_info"],
-                                          "workbook": {"source_hash": source_hash(nb)}})
+        nb = committed(read(path), nbformat.read(build / f"{path.stem}.ipynb", as_version=4))
         ledger.write_atomically(path, nbformat.writes(nb) + "\n")
         print("\n".join([f"refreshed {path.stem}", *check([path])]))
     return failed
-
-
-def check(notebooks=None):
-    """Problems of the committed notebooks, one sentence each: are they current, executed in order, and clean?"""
-    return [f"{path.name}: {problem}" for path in resolve(notebooks) for problem in _problems(path)]
-
-
-def _problems(path):
-    nb, code = read(path), []
-    if nb.metadata.get("workbook", {}).get("source_hash") != source_hash(nb):
-        yield "its outputs are not those of its present source; python -m helpers refresh brings them up to date."
-    code = [cell for cell in nb.cells if cell.cell_type == "code" and cell.source.strip()]
-    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
-        yield "its cells were not executed once each from top to bottom."
-    if {"widgets", "papermill"} & set(nb.metadata) or any({"papermill", "execution"} & set(cell.metadata) for cell in nb.cells):
-        yield "its metadata holds widget state or traces of an execution."
-    if path.stat().st_size > MAX_BYTES:
-        yield f"it has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}."
-    try:
-        parameters_of(nb)
-    except (UserError, SyntaxError) as error:
-        yield f"{error}."
-    for number, cell in enumerate(nb.cells, 1):
-        yield from (f"cell {number} {problem}" for problem in _cell_problems(cell))
-
-
-def _cell_problems(cell):
-    lines = len(cell.source.splitlines())
-    if cell.cell_type == "code" and lines > MAX_LINES:
-        yield f"has {lines} lines, more than {MAX_LINES}."
-    texts = [cell.source]
-    for output in cell.get("outputs", []):
-        data = output.get("data", {})
-        texts += [output.get("text", "")] + [str(value) for kind, value in data.items() if not kind.startswith("image/p")]
-        if output.output_type == "error":
-            yield f"shows an error: {output.ename}."
-        if output.get("name") == "stderr":
-            yield f"writes to stderr: {output.text.strip()[:80]!r}."
-        if WIDGET_VIEW in data:
-            yield "shows a widget whose state is not committed."
-    found = re.search(f"(?:{re.escape(str(ROOT))}|{MACHINE_PATH})[^\\s\"'<]*", "\n".join(texts))
-    if found:
-        yield f"names a path of this machine: {found.group()!r}."

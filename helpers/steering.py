@@ -61,7 +61,7 @@ class SteeringVectors:
         """Read a file written by `save`; with `lm` also check that the vectors fit that model (ValueError names the field)."""
         try:
             with safe_open(str(path), "pt") as f:
-                header, tensor = f.metadata() or {}, f.get_tensor("vectors") if "vectors" in f.keys() else None
+                header, tensor = f.metadata() or {}, f.get_tensor("vectors")
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} cannot be read as steering vectors: {str(error).splitlines()[0]}.") from None
         if header.get("format") != FORMAT:

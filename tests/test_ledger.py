@@ -100,7 +100,7 @@ def test_table_of_a_notebook_in_a_run_of_ones_own(claims):
     shown = table._repr_html_()
     assert "It &lt;b&gt;works&lt;/b&gt; | always" in shown and "<b>" not in shown
     assert list(ledger.table().verdict) == ["replicated", "not attempted"]
-    assert list(ledger.table("05_chain").verdict) == ["not attempted", "replicated"][::-1]  # recorded here, and its own
+    assert list(ledger.table("05_chain").verdict) == ["replicated", "not attempted"]  # recorded here, and its own
 
 
 def test_write(default, monkeypatch):
@@ -127,7 +127,8 @@ def test_write(default, monkeypatch):
 
 def test_not_attempted_says_why(claims, tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "ROOT", tmp_path)
-    assert [row["why"] for row in ledger.entries()] == ["Notebook 02 is not written yet.", "Notebook 05 is not written yet. A note."]
+    reasons = [row["why"] for row in ledger.entries()]
+    assert reasons == ["Notebook 02 is not written yet.", "Notebook 05 is not written yet. A note."]
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "02_training.ipynb").touch()
     assert ledger.entries()[0]["why"] == "Notebook 02 has no result in this build; the last verdict was partly."

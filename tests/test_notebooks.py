@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers import runner
+from helpers import notebooks, runner
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("[0-9]*_*.ipynb"))
@@ -18,12 +18,12 @@ each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.ste
 
 
 def mock(nb):
-    return runner.tagged(nb, "parameters")[0].metadata.get("nbmake", {}).get("mock", {})
+    return notebooks.tagged(nb, "parameters")[0].metadata.get("nbmake", {}).get("mock", {})
 
 
 def exercises(nb):
     """(exercise, checker, the folded solution's code) of each exercise, in order."""
-    cells = {tag: runner.tagged(nb, tag) for tag in ("exercise", "checker", "solution")}
+    cells = {tag: notebooks.tagged(nb, tag) for tag in ("exercise", "checker", "solution")}
     found = list(zip(cells["exercise"], cells["checker"], cells["solution"], strict=True))
     codes = []
     for exercise, checker, solution in found:
@@ -54,27 +54,27 @@ def test_the_first_notebooks_are_there():
 
 @each_notebook
 def test_committed_notebook_is_current_in_order_and_clean(path):
-    assert runner.check([path]) == []
+    assert notebooks.check([path]) == []
 
 
 @each_notebook
 def test_house_style(path):
-    nb = runner.read(path)
+    nb = notebooks.read(path)
     opening = nb.cells[0]
     assert opening.cell_type == "markdown" and opening.source.startswith("# ")
     assert re.search(r"\d+ minutes?", opening.source) and re.search(r"claim", opening.source, re.I), "minutes and claims first"
-    assert mock(nb).get("MODEL") == "tiny-random" and set(mock(nb)) <= set(runner.parameters_of(nb))
+    assert mock(nb).get("MODEL") == "tiny-random" and set(mock(nb)) <= set(notebooks.parameters_of(nb))
     assert not any(set("'\\") & set(value) for value in mock(nb).values() if isinstance(value, str))  # nbmake does not escape
     assert exercises(nb), "no exercise"
 
 
 @each_notebook
 def test_checkers_tell_solved_from_unsolved(path, tmp_path):
-    nb = runner.read(path)
+    nb = notebooks.read(path)
     done, problem = runner.execute(solved(nb), tmp_path / path.name, mock(nb), tmp_path, path.stem)
     assert done is not None, problem
-    before, after = runner.tagged(done, "checker"), runner.tagged(done, "checked-again")
-    assert len(before) == len(after) == len(exercises(runner.read(path)))
+    before, after = notebooks.tagged(done, "checker"), notebooks.tagged(done, "checked-again")
+    assert len(before) == len(after) == len(exercises(notebooks.read(path)))
     for number, (unsolved, right) in enumerate(zip(before, after), 1):
         assert said(unsolved).strip() and "Correct" not in said(unsolved), f"exercise {number}, unsolved: {said(unsolved)!r}"
         assert "Correct" in said(right), f"the solution of exercise {number} is not accepted: {said(right)!r}"
@@ -84,11 +84,12 @@ def test_a_wrong_solution_would_be_noticed(tmp_path):
     checker = "print('Correct' if answer == 4 else 'not yet: what is 2 + 2?')"
     nb = new_notebook(cells=[new_code_cell("answer = None", metadata={"tags": ["exercise"]}),
                              new_code_cell(checker, metadata={"tags": ["checker"]}),
-                             new_markdown_cell("<details>\n\n```python\nanswer = 4\n```\n</details>", metadata={"tags": ["solution"]})])
+                             new_markdown_cell("<details>\n\n```python\nanswer = 4\n```\n</details>",
+                                               metadata={"tags": ["solution"]})])
     done, problem = runner.execute(solved(nb), tmp_path / "x.ipynb")
     assert problem is None
-    assert [said(cell).strip() for cell in runner.tagged(done, "checker")] == ["not yet: what is 2 + 2?"]
-    assert [said(cell).strip() for cell in runner.tagged(done, "checked-again")] == ["Correct"]
+    assert [said(cell).strip() for cell in notebooks.tagged(done, "checker")] == ["not yet: what is 2 + 2?"]
+    assert [said(cell).strip() for cell in notebooks.tagged(done, "checked-again")] == ["Correct"]
     nb = new_notebook(cells=nb.cells[:2])
     with pytest.raises(ValueError):
         exercises(nb)

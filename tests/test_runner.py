@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from helpers import __main__, ledger, runner
+from helpers import __main__, ledger, notebooks, runner
 
 PARAMETERS = new_code_cell("RADIUS = 10.0\nNAME = 'a'", metadata={"tags": ["parameters"]})
 
@@ -23,8 +23,9 @@ def tree(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "helpers" / "some.py").write_text("x = 1\n")
     (tmp_path / "data" / "some.json").write_text("{}")
-    monkeypatch.setattr(runner, "ROOT", tmp_path)
-    monkeypatch.setattr(ledger, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "CELL_SECONDS", 120)
+    for module in (runner, notebooks, ledger):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     for name in ("WORKBOOK_BUILD", "WORKBOOK_DEFAULT_RUN", "WORKBOOK_NOTEBOOK"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
@@ -74,7 +75,7 @@ def test_the_key_covers_source_helpers_data_and_parameters(tree):
     path = add(tree, "00_a", "1")
 
     def key(parameters=None):
-        return runner._key(runner.read(path), parameters or {}, runner._surroundings_hash())
+        return runner._key(notebooks.read(path), parameters or {}, runner._surroundings_hash())
     seen = [key(), key({"RADIUS": 3}), key({"RADIUS": 4})]
     for change in (lambda: (tree / "helpers" / "some.py").write_text("x = 2\n"),
                    lambda: (tree / "data" / "some.json").write_text("[]"),
@@ -132,8 +133,8 @@ def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(tree, capsys
 def test_a_killed_run_goes_on(tree, capsys):
     add(tree, "00_a", "print(1)")
     slow = add(tree, "01_b", "import time\nopen('started', 'w').close()\ntime.sleep(600)")
-    code = (f"from pathlib import Path; from helpers import ledger, runner; runner.ROOT = ledger.ROOT = Path({str(tree)!r}); "
-            f"runner.run(build={str(tree / 'build')!r})")
+    code = ("from pathlib import Path; from helpers import ledger, notebooks, runner; "
+            f"runner.ROOT = notebooks.ROOT = ledger.ROOT = Path({str(tree)!r}); runner.run(build={str(tree / 'build')!r})")
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (tree / "started").exists() and time.monotonic() < deadline and process.poll() is None:
@@ -181,7 +182,7 @@ def test_mistakes_are_said_in_one_sentence_before_anything_runs(tree, capsys, re
 
 
 def test_other_mistakes(tree, capsys):
-    with pytest.raises(runner.UserError, match="There are no notebooks"):
+    with pytest.raises(notebooks.UserError, match="There are no notebooks"):
         runner.run(build=tree / "build")
     add(tree, "00_a", "1", parameters=False)
     assert __main__.main(["run", "00_a", "-p", "SEED", "3"]) == 2
@@ -189,13 +190,14 @@ def test_other_mistakes(tree, capsys):
     (tree / "notebooks" / "01_b.ipynb").write_text("not json")
     assert __main__.main(["check", "01"]) == 2
     assert "is not a notebook" in capsys.readouterr().err
-    with runner.FileLock(tree / ".lock"), pytest.raises(runner.UserError, match="Another run is at work"):
+    with runner.FileLock(tree / ".lock"), pytest.raises(notebooks.UserError, match="Another run is at work"):
         runner.run(["00"], build=tree)
     with pytest.raises(SystemExit):
         __main__.main(["run", "--fast"])
 
 
-@pytest.mark.parametrize("text, value", [("3", 3), ("0.5", 0.5), ("1e-3", 0.001), ("True", True), ("None", None), ("a b", "a b")])
+@pytest.mark.parametrize("text, value", [
+    ("3", 3), ("0.5", 0.5), ("1e-3", 0.001), ("True", True), ("None", None), ("a b", "a b")])
 def test_values_on_the_command_line(text, value):
     parsed = runner.parse_value(text)
     assert parsed == value and type(parsed) is type(value)
@@ -214,7 +216,8 @@ def test_refresh_cleans_and_is_idempotent(tree, capsys):
     assert runner.refresh(build=tree / "build") == [] and runner.check() == []
     once = path.read_bytes()
     nb = nbformat.read(path, as_version=4)
-    assert texts(path) == "0\n1\n~/x ./y\n" and nb.cells[3].outputs == [] and nb.cells[4].outputs[0].data == {"text/plain": "10.0"}
+    assert texts(path) == "0\n1\n~/x ./y\n"
+    assert nb.cells[3].outputs == [] and nb.cells[4].outputs[0].data == {"text/plain": "10.0"}
     assert set(nb.metadata) == {"kernelspec", "language_info", "workbook"}
     assert nb.cells[1].metadata == {"nbmake": {"mock": {"RADIUS": 1}}, "tags": ["parameters"]} and nb.cells[2].metadata == {}
     capsys.readouterr()
@@ -224,17 +227,17 @@ def test_refresh_cleans_and_is_idempotent(tree, capsys):
     add(tree, "00_a", "1 / 0")
     broken = path.read_bytes()
     assert runner.refresh(build=tree / "build") == ["00_a"] and path.read_bytes() == broken
-    with pytest.raises(runner.UserError, match="no notebook"):
+    with pytest.raises(notebooks.UserError, match="no notebook"):
         runner.refresh(["7"])
 
 
 def clean_notebook(tree):
     path = add(tree, "00_a", "print(1)")
-    nb = runner.read(path)
+    nb = notebooks.read(path)
     for count, cell in enumerate(nb.cells[1:], 1):
         cell.execution_count = count
     nb.cells[2].outputs = [new_output("stream", name="stdout", text="1\n")]
-    nb.metadata["workbook"] = {"source_hash": runner.source_hash(nb)}
+    nb.metadata["workbook"] = {"source_hash": notebooks.source_hash(nb)}
     nbformat.write(nb, path)
     return path, nb
 
@@ -247,11 +250,11 @@ def _output(kind, **fields):
     (lambda nb: nb.cells[2].update(source="print(2)"), "not those of its present source"),
     (lambda nb: nb.cells[2].update(execution_count=7), "not executed once each from top to bottom"),
     (lambda nb: nb.cells[2].update(execution_count=None), "not executed once each from top to bottom"),
-    (lambda nb: nb.metadata.update(widgets={runner.WIDGET_STATE: {}}), "widget state"),
+    (lambda nb: nb.metadata.update(widgets={notebooks.WIDGET_STATE: {}}), "widget state"),
     (lambda nb: nb.cells[1].metadata.update(papermill={}), "traces of an execution"),
     (_output("error", ename="ValueError", evalue="x", traceback=[]), "cell 3 shows an error: ValueError"),
     (_output("stream", name="stderr", text="Warning: old"), "cell 3 writes to stderr: 'Warning: old'"),
-    (_output("display_data", data={runner.WIDGET_VIEW: {"model_id": "1"}}), "shows a widget whose state is not committed"),
+    (_output("display_data", data={notebooks.WIDGET_VIEW: {"model_id": "1"}}), "shows a widget whose state is not committed"),
     (_output("stream", name="stdout", text="/home/ann/x"), "names a path of this machine: '/home/ann/x'"),
     (_output("display_data", data={"text/html": "<a href='C:\\Users\\ann'>"}), "names a path of this machine"),
     (_output("display_data", data={"text/plain": "x" * 1_000_001}), "bytes, more than 1,000,000"),

@@ -1,0 +1,126 @@
+"""helpers.generation: a row's text depends on its prompt, vector and seed alone, never on the batch it is in."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+from test_residual import PROMPTS, ids_of, one_thread, run_plain, some_vectors  # noqa: F401
+
+from helpers.generation import complete, pairs
+from helpers.steering import SteeringVectors, steer
+
+
+def vectors_for(lm, n=3, norm=4.0):
+    return SteeringVectors(some_vectors(lm, n, norm), 1, radius=norm)
+
+
+def hooks(lm):
+    return [name for name, m in lm.model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+def test_greedy_is_the_uncached_argmax(architectures):
+    lm = architectures
+    for prompt, text in zip(PROMPTS, complete(lm, PROMPTS, max_new_tokens=6)):
+        ids = ids_of(lm, prompt)
+        n = len(ids)
+        while len(ids) < n + 6 and ids[-1] != lm.tokenizer.eos_token_id:
+            ids.append(run_plain(lm, ids)[0][-1].argmax().item())
+        assert text == lm.tokenizer.decode(ids[n:], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("tokens", ["all", "generated", "last"])
+def test_batch_is_one_at_a_time(architectures, temperature, tokens):
+    lm, vectors = architectures, vectors_for(architectures)
+    options = dict(coeff=[1.0, -1.0, 2.0], tokens=tokens, max_new_tokens=8, temperature=temperature, seed=3)
+    together = complete(lm, PROMPTS, vectors, batch_size=32, **options)
+    for batch_size in (1, 4):
+        assert complete(lm, PROMPTS, vectors, batch_size=batch_size, **options) == together
+    with steer(lm, 2.0 * vectors[2], tokens=tokens):
+        assert complete(lm, PROMPTS, **{**options, "coeff": 1.0}) == together[2]
+
+
+def test_shape_and_order_of_the_result(tiny):
+    vectors = vectors_for(tiny)
+    plain, steered = complete(tiny, PROMPTS, max_new_tokens=3), complete(tiny, PROMPTS, vectors, max_new_tokens=3)
+    assert len(plain) == 3 and all(isinstance(text, str) for text in plain)
+    assert len(steered) == 3 and all(len(row) == 3 and all(isinstance(text, str) for text in row) for row in steered)
+    assert complete(tiny, PROMPTS[0], max_new_tokens=3) == plain[:1]
+    assert complete(tiny, PROMPTS[0], vectors[1], max_new_tokens=3) == [[steered[1][0]]]
+    assert complete(tiny, PROMPTS, 0 * vectors, max_new_tokens=3) == [plain] * 3
+    assert complete(tiny, PROMPTS, vectors, coeff=0, max_new_tokens=3) == [plain] * 3
+    assert pairs(PROMPTS, vectors) == [(v, i) for v in range(3) for i in range(3)] and pairs("ab", None) == [(0, 0), (0, 1)]
+
+
+def test_sampled_text_is_a_function_of_seed_and_place(tiny):
+    options = dict(temperature=1.0, max_new_tokens=8)
+    asked = PROMPTS[:1] * 6
+    said = complete(tiny, asked, **options)
+    assert complete(tiny, asked, **options) == said and complete(tiny, asked[:2], **options) == said[:2]
+    assert len(set(said)) == 6  # a repeated prompt gives several samples
+    assert not set(complete(tiny, asked, seed=1, **options)) & set(said)
+    assert complete(tiny, asked, vectors_for(tiny), coeff=0, **options) == [said] * 3  # all vectors share their noise
+    torch.manual_seed(5)
+    assert complete(tiny, asked, **options) == said  # whatever the global generator
+
+
+def test_samples_follow_the_softmax(tiny):
+    """The first token of 600 samples against the model's own probabilities, at two temperatures."""
+    n, ids = 600, ids_of(tiny, "Hm.")
+    for temperature in (0.5, 1.5):
+        p = (run_plain(tiny, ids)[0][-1] / temperature).softmax(-1)
+        likely = p.topk(5).indices.tolist()
+        texts = complete(tiny, ["Hm."] * n, temperature=temperature, max_new_tokens=1, batch_size=n)
+        named = [tiny.tokenizer.decode([i]) for i in likely]
+        assert len(set(named)) == 5 or "\ufffd" in named  # bytes that are no text look alike
+        for name in set(named) - {"\ufffd", ""}:
+            expected = sum(p[i].item() for i in range(len(p)) if tiny.tokenizer.decode([i]) == name)
+            assert abs(texts.count(name) / n - expected) < 4 * np.sqrt(expected * (1 - expected) / n)
+        assert max(p) - min(p) > 0.01  # not uniform: the check means something
+
+
+def test_low_temperature_is_greedy(tiny):
+    assert complete(tiny, PROMPTS, temperature=1e-4, max_new_tokens=8) == complete(tiny, PROMPTS, max_new_tokens=8)
+
+
+def test_text_ends_at_the_models_end_token_and_has_no_prompt():
+    lm = tiny_model("llama")
+    ids = lm.model.generate(**lm.encode(PROMPTS[1]), max_new_tokens=8, do_sample=False)[0, len(ids_of(lm, PROMPTS[1])):].tolist()
+    stop = next(k for k in range(1, 8) if ids[k] not in ids[:k])
+    lm.model.generation_config.eos_token_id = [ids[stop], lm.tokenizer.eos_token_id]
+    text = complete(lm, PROMPTS[1], max_new_tokens=8)[0]
+    assert text == lm.tokenizer.decode(ids[:stop + 1], skip_special_tokens=True)
+    together = complete(lm, PROMPTS, max_new_tokens=8)  # a row that has ended waits for the others, and adds nothing
+    assert together[1] == text and lm.tokenizer.pad_token not in "".join(together)
+
+
+def test_the_models_own_sampling_settings_play_no_part():
+    lm = tiny_model("gpt2")
+    said = complete(lm, PROMPTS, max_new_tokens=8), complete(lm, PROMPTS, temperature=1.0, max_new_tokens=8)
+    lm.model.generation_config.update(repetition_penalty=9.0, temperature=0.1, top_k=1, do_sample=True)
+    assert (complete(lm, PROMPTS, max_new_tokens=8), complete(lm, PROMPTS, temperature=1.0, max_new_tokens=8)) == said
+
+
+def test_the_model_is_left_as_it_was(tiny):
+    before = {k: v.clone() for k, v in tiny.model.state_dict().items()}
+    config, rng = tiny.model.generation_config.to_dict(), torch.get_rng_state()
+    plain = complete(tiny, PROMPTS, max_new_tokens=4)
+    complete(tiny, PROMPTS, vectors_for(tiny), temperature=1.0, max_new_tokens=4)
+    with pytest.raises(ValueError, match="d_model is 5"):
+        complete(tiny, PROMPTS, SteeringVectors(torch.ones(1, 5), 1))
+    assert complete(tiny, PROMPTS, max_new_tokens=4) == plain and hooks(tiny) == []
+    assert all(torch.equal(v, before[k]) for k, v in tiny.model.state_dict().items())
+    assert tiny.model.generation_config.to_dict() == config and torch.equal(torch.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(prompts=[]), "prompts is empty: give at least one"), (dict(prompts=["a", ""]), "Prompt 1 is ''"),
+    (dict(temperature=-1), "temperature -1, .* must be ≥ 0"), (dict(max_new_tokens=0), "max_new_tokens 0 .* ≥ 1"),
+    (dict(batch_size=0), "batch_size 0 must be"), (dict(coeff=[1.0, 2.0]), "one for each of the 3 vectors"),
+    (dict(coeff=float("nan")), "one finite number"), (dict(tokens="later"), "tokens 'later' is not a role"),
+    (dict(tokens=[3]), "tokens 3 is outside prompt 2, which has 3 tokens"),
+])
+def test_bad_arguments_are_refused(tiny, change, message):
+    with pytest.raises(ValueError, match=message):
+        complete(tiny, **(dict(prompts=PROMPTS, vectors=vectors_for(tiny), max_new_tokens=2) | change))
+    assert hooks(tiny) == []
