@@ -37,12 +37,14 @@ def complete(lm, prompts, vectors=None, coeff=1.0, tokens="all", max_new_tokens=
     if not prompts:
         raise ValueError("prompts is empty: give at least one.")
     if temperature < 0 or max_new_tokens < 1 or batch_size < 1:
-        raise ValueError(f"temperature {temperature}, max_new_tokens {max_new_tokens} and batch_size {batch_size} must be ≥ 0, ≥ 1 and ≥ 1.")
+        raise ValueError(f"temperature {temperature}, max_new_tokens {max_new_tokens} and batch_size {batch_size} "
+                         "must be ≥ 0, ≥ 1 and ≥ 1.")
     rows = pairs(prompts, vectors)
     if vectors is not None:
         coeffs = coefficients(coeff, len(vectors))
     stop = lm.model.generation_config.eos_token_id or lm.tokenizer.eos_token_id
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=lm.tokenizer.pad_token_id,
+    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop,
+                              pad_token_id=lm.tokenizer.pad_token_id,
                               repetition_penalty=1.0)  # the model's own would count padding, and so depend on the batch
     texts = []
     for start in tqdm(range(0, len(rows), batch_size), desc="completions", leave=False, disable=not progress):

@@ -129,8 +129,10 @@ def fluent_range(lm, prompts, temperatures=(0.0, 1.0), max_new_tokens=48, seed=0
             nll = surprise(lm, prompts, said)
             seen.append(nll[~np.isnan(nll)])
     if min(map(len, seen)) < 2:
-        raise ValueError("fluent_range: the model's own completions are too few or too short to calibrate on; use more prompts or tokens.")
-    return FluentRange(float(min(np.percentile(x, 1) for x in seen)), float(max(np.percentile(x, 99) for x in seen)), sum(map(len, seen)))
+        raise ValueError("fluent_range: the model's own completions are too few or too short to calibrate on; "
+                         "use more prompts or tokens.")
+    low, high = min(np.percentile(x, 1) for x in seen), max(np.percentile(x, 99) for x in seen)
+    return FluentRange(float(low), float(high), sum(map(len, seen)))
 
 
 # ---------------------------------------------------------------------------------------------- distance and diversity

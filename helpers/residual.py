@@ -44,7 +44,8 @@ def select_tokens(spec, attention_mask, name="positions") -> torch.Tensor:
         else:
             outside = [i for i in spec if not -length <= i < length]
             if outside:
-                raise ValueError(f"{name} {outside[0]} is outside prompt {row}, which has {length} tokens: use {-length} … {length - 1}.")
+                raise ValueError(f"{name} {outside[0]} is outside prompt {row}, which has {length} tokens: "
+                                 f"use {-length} … {length - 1}.")
             picked = [i % length for i in spec]
         if not picked:
             raise ValueError(f"{name} {spec!r} selects no token of prompt {row}, which has {length} tokens.")
@@ -241,7 +242,7 @@ class LayerSpan:
 
     def _set_targets(self, chosen):
         """Token indices [n_prompts, n_positions] at the target; prompts with fewer tokens are padded on the left and masked."""
-        place = chosen * torch.arange(1, chosen.shape[1] + 1, device=chosen.device)  # 0 where not chosen, so it sorts to the front
+        place = chosen * torch.arange(1, chosen.shape[1] + 1, device=chosen.device)  # 0, sorted to the front, where not chosen
         place = place.sort(1).values[:, -int(chosen.sum(1).max()):]
         self.target_index, self.target_mask = (place - 1).clamp(min=0), place > 0
 
@@ -265,7 +266,7 @@ class LayerSpan:
             self.clean_target = self.clean_target[:, 0]
 
     def _pick(self, hidden):
-        """[n, n_prompts, n_layers, n_tokens, d] → [n, n_prompts, n_layers, n_positions, d], zero where a prompt has no such token."""
+        """[n, n_prompts, n_layers, n_tokens, d] → [n, n_prompts, n_layers, n_positions, d], zero where a prompt has no such."""
         index = self.target_index[None, :, None, :, None].expand(hidden.shape[0], -1, hidden.shape[2], -1, hidden.shape[-1])
         return hidden.gather(3, index).masked_fill(~self.target_mask[None, :, None, :, None], 0)
 
@@ -325,7 +326,8 @@ class LayerSpan:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             zero = torch.zeros(2, self.lm.d_model, device=self.start.device, requires_grad=True)
             off = self.delta(zero).detach().abs().max().item()
-        allowed = (0.1 if self.start.dtype in (torch.bfloat16, torch.float16) else 1e-3) * (1 + self.clean_target.abs().max().item())
+        half = self.start.dtype in (torch.bfloat16, torch.float16)
+        allowed = (0.1 if half else 1e-3) * (1 + self.clean_target.abs().max().item())
         if not off <= allowed:
             raise RuntimeError(f"the layer span of {self.lm.name} does not reproduce its own forward pass (off by {off:.3g} with "
                                "θ = 0): this architecture needs block arguments that cannot be replayed.")

@@ -69,7 +69,7 @@ class SteeringVectors:
         try:
             vectors = cls(tensor, **json.loads(header.get("about", "")))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} is broken, its fields 'vectors' and 'about' do not make steering vectors: {error}") from None
+            raise ValueError(f"{path} is broken, its fields 'vectors' and 'about' make no steering vectors: {error}") from None
         if lm is not None:
             vectors.check(lm, str(path))
         return vectors
@@ -77,7 +77,8 @@ class SteeringVectors:
     def check(self, lm, name="these vectors") -> int:
         """The source layer as an index into `lm`'s blocks; a ValueError says what does not fit."""
         if self.tensor.shape[1] != lm.d_model:
-            raise ValueError(f"{name}: d_model is {self.tensor.shape[1]}, that of {lm.name} is {lm.d_model}; they were made for another model.")
+            raise ValueError(f"{name}: d_model is {self.tensor.shape[1]}, that of {lm.name} is {lm.d_model}; "
+                             "they were made for another model.")
         return resolve_layer(lm, self.source_layer, f"{name}: source_layer")
 
 
@@ -85,7 +86,7 @@ def coefficients(coeff, n_vectors) -> torch.Tensor:
     """`coeff`, one number or one per vector, as fp32 [n_vectors]; a ValueError says what does not fit."""
     values = torch.as_tensor(coeff, dtype=torch.float32).flatten()
     if len(values) not in (1, n_vectors) or not values.isfinite().all():
-        raise ValueError(f"coeff {coeff!r} does not fit: one finite number is needed, or one for each of the {n_vectors} vectors.")
+        raise ValueError(f"coeff {coeff!r} does not fit: give one finite number, or one for each of the {n_vectors} vectors.")
     return values.expand(n_vectors)
 
 
@@ -107,7 +108,8 @@ def steer(lm, vectors, coeff=1.0, tokens="all"):
         role, positions = tokens, "all"
     else:
         role, positions = "prompt", tokens
-        select_tokens("all" if not isinstance(tokens, str) else tokens, torch.ones(1, 2, dtype=torch.long), "tokens")  # an unknown role is said at once
+        if isinstance(tokens, str):
+            select_tokens(tokens, torch.ones(1, 2, dtype=torch.long), "tokens")  # an unknown role is said at once
     call = {}
 
     def look(module, args, kwargs):

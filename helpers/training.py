@@ -56,7 +56,8 @@ def value(span, vectors, p=2, q=1):
 
 def _finite(values):
     if not values.isfinite().all():
-        raise FloatingPointError(f"the objective became {values[~values.isfinite()][0].item()}: try a smaller radius or a wider dtype.")
+        bad = values[~values.isfinite()][0].item()
+        raise FloatingPointError(f"the objective became {bad}: try a smaller radius or a wider dtype.")
     return values
 
 
@@ -104,8 +105,8 @@ def random_vectors(span, radius, n_vectors, seed=0, orthogonal=False) -> Steerin
 
 
 def _pack(span, tensor, radius, **how):
-    provenance = {"model": span.lm.name, "organism": span.lm.organism, "weights_hash": span.lm.weights_hash, "prompts": span.prompts,
-                  "target_layers": span.target_layers, **how}
+    provenance = {"model": span.lm.name, "organism": span.lm.organism, "weights_hash": span.lm.weights_hash,
+                  "prompts": span.prompts, "target_layers": span.target_layers, **how}
     return SteeringVectors(tensor, span.source_layer, span.site, float(radius), provenance)
 
 
@@ -135,6 +136,8 @@ def train(span, radius, n_vectors=1, method="power", steps=None, p=2, q=1, ortho
         run = _adam(span, start, radius, steps, p, q, lr, start[:0], progress)
     vectors, history, chosen = run
     history = history.cpu()
+    if not history.any():
+        raise ValueError("the objective stayed 0: no target token comes at or after a steered one, so no vector can change it.")
     at = torch.arange(n_vectors)
     settings = {"method": method, "steps": steps, "p": p, "q": q, "orthogonal": orthogonal, "seed": seed}
     settings |= {"damping": damping} if method == "power" else {"lr": lr}

@@ -50,7 +50,7 @@ def logits(lm, prompts):
     return lm.model(**lm.encode(prompts), use_cache=False).logits
 
 
-# --- non-mutating ------------------------------------------------------------------------------------------------------------
+# --- non-mutating -----------------------------------------------------------------------------------------------------
 
 def test_model_is_bit_for_bit_what_it_was(architectures):
     lm = architectures
@@ -122,7 +122,7 @@ def test_coefficient_zero_is_unsteered_bit_for_bit(architectures, tokens):
                 assert torch.equal(lm.model.generate(**lm.encode(PROMPTS), max_new_tokens=4), said)
 
 
-# --- the right tokens, under the KV cache and under left padding -------------------------------------------------------------
+# --- the right tokens, under the KV cache and under left padding ------------------------------------------------------
 
 def steered_places(tokens, n_prompt, n_all):
     """The positions of a prompt + completion that a role names, in the plainest way."""
@@ -136,7 +136,7 @@ def assert_generation_is_the_uncached_one(lm, prompts, vectors, tokens, coeff=1.
     encoded = lm.encode(prompts)
     width = encoded["input_ids"].shape[1]
     with steer(lm, vectors, coeff, tokens):
-        out = lm.model.generate(**encoded, max_new_tokens=N_NEW, do_sample=False, output_logits=True, return_dict_in_generate=True)
+        out = lm.model.generate(**encoded, max_new_tokens=N_NEW, output_logits=True, return_dict_in_generate=True)
     assert len(out.logits) == N_NEW
     for row, prompt in enumerate(prompts):
         ids = ids_of(lm, prompt)
@@ -214,7 +214,7 @@ def test_a_position_outside_the_prompt_is_refused(tiny):
             pass
 
 
-# --- one vector per row --------------------------------------------------------------------------------------------------------
+# --- one vector per row -----------------------------------------------------------------------------------------------
 
 def test_one_vector_per_row_is_one_at_a_time(architectures):
     lm, vectors, coeffs = architectures, vectors_for(architectures, 3), [1.0, -2.0, 0.5]
@@ -238,11 +238,11 @@ def test_another_number_of_vectors_than_rows_is_refused(tiny, n):
 def test_coefficients():
     assert coefficients(2, 3).tolist() == [2, 2, 2] and coefficients(torch.tensor([1.0, 3.0]), 2).tolist() == [1, 3]
     for bad in ([1.0, 2.0], float("nan"), [1.0, 2.0, float("inf")], []):
-        with pytest.raises(ValueError, match="one finite number is needed, or one for each of the 3 vectors"):
+        with pytest.raises(ValueError, match="give one finite number, or one for each of the 3 vectors"):
             coefficients(bad, 3)
 
 
-# --- hook = bias edit ------------------------------------------------------------------------------------------------------------
+# --- hook = bias edit -------------------------------------------------------------------------------------------------
 
 BIASES = {"llama": "down_proj", "gpt2": "c_proj", "gpt_neox": "dense_4h_to_h", "phi": "fc2"}
 
@@ -295,7 +295,7 @@ def test_vectors_stay_fp32_whatever_the_model(dtype):
     assert vectors.tensor.dtype == torch.float32
 
 
-# --- the artefact ----------------------------------------------------------------------------------------------------------------
+# --- the artefact -----------------------------------------------------------------------------------------------------
 
 @few
 @given(n=st.integers(1, 4), d=st.integers(1, 5), factor=st.floats(-10, 10), seed=st.integers(0, 99))
@@ -341,7 +341,8 @@ def test_an_index_outside_is_refused_and_nan_cannot_be_made():
 
 
 @few
-@given(n=st.integers(1, 3), d=st.integers(1, 6), radius=st.none() | st.floats(0.1, 100), layer=st.integers(-4, 30), site=st.sampled_from(SITES),
+@given(n=st.integers(1, 3), d=st.integers(1, 6), radius=st.none() | st.floats(0.1, 100), layer=st.integers(-4, 30),
+       site=st.sampled_from(SITES),
        provenance=st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(max_size=5)
                                   | st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=3), max_size=3),
        seed=st.integers(0, 99))
@@ -395,7 +396,7 @@ def test_vectors_of_another_model_are_refused(tiny, tmp_path):
     path = tmp_path / "v.safetensors"
     SteeringVectors(torch.ones(1, 7), 1).save(path)
     assert SteeringVectors.load(path).tensor.shape == (1, 7)
-    with pytest.raises(ValueError, match=r"v\.safetensors: d_model is 7, that of tiny-random is 32; they were made for another model"):
+    with pytest.raises(ValueError, match=r"v\.safetensors: d_model is 7, that of tiny-random is 32; .* another model"):
         SteeringVectors.load(path, tiny)
     SteeringVectors(torch.ones(1, 32), 20).save(path)
     with pytest.raises(ValueError, match=r"v\.safetensors: source_layer 20 is outside the model.* 0 … 5"):
