@@ -83,6 +83,17 @@ def strips(groups, title, ylabel, ax=None, marks=(), log=False, seed=0):
     return figure
 
 
+def points(groups, title, xlabel, ylabel, logx=False):
+    """`groups`: {label: (x, y)}, one dot each."""
+    figure, (ax,) = panels()
+    for i, (label, (x, y)) in enumerate(groups.items()):
+        ax.scatter(x, y, s=22, alpha=0.65, linewidths=0, color=colour(label, i), label=label)
+    if logx:
+        ax.set_xscale("log")
+    _finish(ax, title, xlabel, ylabel)
+    return figure
+
+
 def heatmaps(matrices, title, label, limit=1.0):
     """`matrices`: {name: [n, n]} with one diverging colour scale from −limit to limit."""
     figure, axes = panels(len(matrices), width=3.7 * len(matrices) + 0.8, height=3.7)
@@ -177,7 +188,7 @@ def clouds(rows, title, limit=3.0):
     steps = list(next(iter(rows.values())))
     figure, axes = plt.subplots(len(rows), len(steps), figsize=(2.75 * len(steps), 2.75 * len(rows) + 0.4), squeeze=False,
                                 subplot_kw={"projection": "3d"})
-    for line, (label, clouds_) in zip(axes, rows.items()):
+    for row, (line, (label, clouds_)) in enumerate(zip(axes, rows.items())):
         start = np.asarray(clouds_[steps[0]], float)
         shade = np.arctan2(start[:, 1], start[:, 0])
         for i, (ax, step) in enumerate(zip(line, steps)):
@@ -186,18 +197,18 @@ def clouds(rows, title, limit=3.0):
                 ax.text2D(0.5, 0.5, "(no such step)", transform=ax.transAxes, ha="center", color="0.4")
             else:
                 ax.scatter(*np.asarray(clouds_[step], float).T, c=shade, cmap="twilight_shifted", s=9, alpha=0.85, linewidths=0)
-            ax.set(xlim=(-limit, limit), ylim=(-limit, limit), zlim=(-limit, limit), xticklabels=[], yticklabels=[], zticklabels=[])
-            ax.view_init(elev=22, azim=-62)
+            ax.set(**{f"{axis}lim": (-limit, limit) for axis in "xyz"}, **{f"{axis}ticklabels": [] for axis in "xyz"})
+            ax.view_init(elev=20, azim=-28)
             ax.set_box_aspect((1, 1, 1), zoom=1.15)
-            ax.set_title(step if line is axes[0] else "", fontsize=11, loc="center")
+            ax.set_title(step if row == 0 else "", fontsize=11, loc="center")
         line[0].text2D(-0.06, 0.5, label, transform=line[0].transAxes, rotation=90, va="center", fontsize=11.5, weight="bold")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12.5)
     return figure
 
 
-def push_picture(ratio, angles, title, cosine=0.0):
-    """Left: a token v (scaled to 1), a push of `ratio` at right angles to it (or at `cosine`), and what the norm leaves of their sum,
-    a point on the circle. Right: `angles` measured in degrees, beside the one drawn."""
+def push_picture(ratio, angles, title, cosine=0.0, upto=90):
+    """Left: a token v (scaled to 1), a push of `ratio` at right angles to it (or at `cosine`), and what the norm leaves of their
+    sum, a point on the circle. Right: `angles` measured in degrees, from 0 to `upto`, beside the one drawn."""
     figure, (left, right) = panels(2, width=9.2, height=3.8, gridspec_kw={"width_ratios": [1, 1.15]})
     total = np.array([1 + ratio * cosine, ratio * np.sqrt(1 - cosine**2)])
     turned = np.degrees(np.arctan2(total[1], total[0]))
@@ -205,24 +216,48 @@ def push_picture(ratio, angles, title, cosine=0.0):
     left.plot(np.cos(around), np.sin(around), color="0.6", linewidth=1, linestyle=":")
     for start, end, shade, text, at in (((0, 0), (1, 0), COLOURS["clean"], "v", (0.5, -0.04)),
                                         ((1, 0), total, COLOURS["random"], "θ", (1 + (total[0] - 1) / 2, total[1] / 2))):
-        left.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": shade, "linewidth": 2, "shrinkA": 0, "shrinkB": 0})
+        left.annotate("", end, start,
+                      arrowprops={"arrowstyle": "-|>", "color": shade, "linewidth": 2, "shrinkA": 0, "shrinkB": 0})
         left.annotate(text, at, xytext=(4, -13) if text == "v" else (7, -4), textcoords="offset points", color=shade, fontsize=12)
     left.plot([0, total[0]], [0, total[1]], color=COLOURS["learned"], linewidth=1.2, linestyle="--")
     left.plot(*(total / np.linalg.norm(total)), "o", color=COLOURS["learned"], markersize=9)
     arc = np.radians(np.linspace(0, turned, 50))
     left.plot(0.35 * np.cos(arc), 0.35 * np.sin(arc), color=COLOURS["learned"])
-    left.annotate(f"{turned:.1f}°", (0.35 * np.cos(arc[25]), 0.35 * np.sin(arc[25])), xytext=(5, 1), textcoords="offset points",
-                  color=COLOURS["learned"], fontsize=11)
+    left.annotate(f"{turned:.1f}°", (0.4 * np.cos(arc[-1]), 0.4 * np.sin(arc[-1])), xytext=(-4, 6), textcoords="offset points",
+                  ha="right", color=COLOURS["learned"], fontsize=11)
     left.set_aspect("equal")
     left.set_xlim(-0.35, max(1.45, total[0] + 0.3))
     left.set_ylim(-0.35, max(1.25, total[1] + 0.2))
     _finish(left, f"ρ = ‖θ‖ / ‖v‖ = {ratio:.2f}", "along v (lengths of v)", "at right angles", legend=False)
     angles = np.asarray(angles, float).ravel()
-    right.hist(angles[~np.isnan(angles)], bins=np.linspace(0, 90, 91), color=COLOURS["random"], alpha=0.75)
+    right.hist(angles[~np.isnan(angles)], bins=np.linspace(0, upto, 46), color=COLOURS["random"], alpha=0.75)
     right.axvline(turned, color=COLOURS["learned"], linewidth=1.8)
+    side = 1 if turned < upto / 2 else -1
     right.annotate(f"drawn: {turned:.1f}°", (turned, 0.93), xycoords=("data", "axes fraction"), textcoords="offset points",
-                   xytext=(6, 0) if turned < 60 else (-6, 0), ha="left" if turned < 60 else "right", color=COLOURS["learned"])
-    right.set_xlim(0, 90)
+                   xytext=(6 * side, 0), ha="left" if side > 0 else "right", color=COLOURS["learned"])
+    right.set_xlim(0, upto)
     _finish(right, "measured after the norm", "degrees that a token turns", "pairs of token and random θ", legend=False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12.5)
+    return figure
+
+
+def grid(matrix, rows, columns, title, xlabel, ylabel, label, formatted="{:.0f}"):
+    """A heat map [n_rows, n_columns] with its number in each cell; the colour scale is logarithmic, so values must be above 0."""
+    from matplotlib.colors import LogNorm
+    matrix = np.asarray(matrix, float)
+    figure, (ax,) = panels(width=max(5.0, 0.31 * len(columns) + 1.6), height=0.42 * len(rows) + 1.6)
+    image = ax.imshow(matrix, norm=LogNorm(matrix.min(), matrix.max()), cmap="cividis", aspect="auto")
+    middle = np.sqrt(matrix.min() * matrix.max())
+    for i, j in np.ndindex(*matrix.shape):
+        ax.text(j, i, formatted.format(matrix[i, j]), ha="center", va="center", fontsize=7.5,
+                color="w" if matrix[i, j] < middle else "k")
+    step = 1 + len(columns) // 16
+    ax.set_xticks(range(0, len(columns), step), list(columns)[::step])
+    ax.set_yticks(range(len(rows)), rows)
+    ax.grid(False)
+    bar = figure.colorbar(image, ax=ax, label=label, shrink=0.95, pad=0.015)
+    bar.ax.minorticks_off()
+    bar.set_ticks([v for v in (0.5, 1, 2, 5, 10, 20, 45, 90) if matrix.min() <= v <= matrix.max()])
+    bar.ax.yaxis.set_major_formatter("{x:g}")
+    _finish(ax, title, xlabel, ylabel, legend=False)
     return figure

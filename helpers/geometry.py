@@ -123,7 +123,7 @@ def block_shares(stream) -> dict:
 
 @torch.no_grad()
 def turn(norm, residuals, vectors) -> torch.Tensor:
-    """Degrees between norm(x) and norm(x + θ), [n_vectors, …], for residuals x […, d_model] and vectors θ [n_vectors, d_model]."""
+    """Degrees between norm(x) and norm(x + θ), [n_vectors, …]: residuals x […, d_model], vectors θ [n_vectors, d_model]."""
     clean = norm(residuals)
     return torch.stack([degrees(clean, norm(residuals + theta)) for theta in vectors.to(residuals)])
 
@@ -132,8 +132,8 @@ def turn_grid(lm, stream, own, radii, layers, n_vectors=8, seed=0) -> torch.Tens
     """`turn` by the norm of the next block for random vectors: [n_radii, n_layers, n_vectors, n_prompts, n_tokens], NaN where
     not `own`. `layers` name block outputs and may not hold the last one, after which no block reads."""
     radii, layers = check_radii(radii), [resolve_layer(lm, k) for k in layers]
-    if max(layers) > lm.n_layers - 2 or layers != sorted(set(layers)):
-        raise ValueError(f"layers {layers} do not fit: use ascending ones from 0 … {lm.n_layers - 2}, each followed by another block.")
+    if not layers or layers[-1] > lm.n_layers - 2 or layers != sorted(set(layers)):
+        raise ValueError(f"layers {layers} do not fit: use ascending ones from 0 … {lm.n_layers - 2}; after the last, no block reads.")
     unit = normalise(torch.randn(n_vectors, lm.d_model, generator=torch.Generator().manual_seed(seed)))
     norms = {k: input_norm(lm, k + 1) for k in layers}
     rows = [torch.stack([turn(norms[k], stream[k + 1].to(lm.device), r * unit) for k in layers]) for r in radii]

@@ -1,5 +1,6 @@
 """Notebook files: find and read them, know their parameters, clean them for committing, and say what is wrong with them."""
 import ast
+import base64
 import hashlib
 import json
 import re
@@ -10,6 +11,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 WIDGET_STATE, WIDGET_VIEW = "application/vnd.jupyter.widget-state+json", "application/vnd.jupyter.widget-view+json"
 MACHINE_PATH = r"(?:/home/\w|/Users/\w|/root/|/tmp/\w|[A-Za-z]:\\Users\\)"
+PICTURE = ROOT / "notebooks" / "first_look.png"  # the README's figure, made by the cell tagged "readme-figure"
 MAX_BYTES, MAX_LINES = 1_000_000, 25
 
 
@@ -109,6 +111,13 @@ def committed(nb, executed):
     return nb
 
 
+def picture(nb):
+    """The PNG bytes shown by the cell tagged "readme-figure", or None."""
+    outputs = [output for cell in tagged(nb, "readme-figure") for output in cell.outputs]
+    found = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    return base64.b64decode(found[0]) if found else None
+
+
 def check(notebooks=None):
     """Problems of the committed notebooks, one sentence each: are they current, executed in order, and clean?"""
     return [f"{path.name}: {problem}" for path in resolve(notebooks) for problem in _problems(path)]
@@ -123,6 +132,8 @@ def _problems(path):
         yield "its cells were not executed once each from top to bottom."
     if {"widgets", "papermill"} & set(nb.metadata) or any({"papermill", "execution"} & set(cell.metadata) for cell in nb.cells):
         yield "its metadata holds widget state or traces of an execution."
+    if (shown := picture(nb)) and not (PICTURE.exists() and PICTURE.read_bytes() == shown):
+        yield f"its figure is not the README's, {PICTURE.name}; python -m helpers refresh writes it."
     if path.stat().st_size > MAX_BYTES:
         yield f"it has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}."
     try:

@@ -17,7 +17,8 @@ from papermill.cli import _resolve_type as parse_value  # "3" → 3, "0.5" → 0
 from papermill.exceptions import PapermillExecutionError
 
 from helpers import ledger
-from helpers.notebooks import UserError, check, committed, parameters_of, read, resolve, source_hash, widget_errors
+from helpers.notebooks import (PICTURE, UserError, check, committed, parameters_of, picture, read, resolve, source_hash,
+                               widget_errors)
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL_SECONDS = 3600  # no cell takes an hour: a kernel that fell silent must not hold up a run for good
@@ -201,5 +202,7 @@ def refresh(notebooks=None, build=None):
     for path in (path for path in paths if path.stem not in failed):
         nb = committed(read(path), nbformat.read(build / f"{path.stem}.ipynb", as_version=4))
         ledger.write_atomically(path, nbformat.writes(nb) + "\n")
+        if shown := picture(nb):
+            PICTURE.write_bytes(shown)
         print("\n".join([f"refreshed {path.stem}", *check([path])]))
     return failed
