@@ -186,7 +186,7 @@ def clouds(rows, title, limit=3.0):
     """3-D point clouds, one row of pictures per entry of `rows`: {label: {step: points [n, 3] or None}}, coloured by the angle
     of the row's first cloud, so that one point keeps its colour."""
     steps = list(next(iter(rows.values())))
-    figure, axes = plt.subplots(len(rows), len(steps), figsize=(2.75 * len(steps), 2.75 * len(rows) + 0.4), squeeze=False,
+    figure, axes = plt.subplots(len(rows), len(steps), figsize=(2.4 * len(steps), 2.4 * len(rows) + 0.4), squeeze=False,
                                 subplot_kw={"projection": "3d"})
     for row, (line, (label, clouds_)) in enumerate(zip(axes, rows.items())):
         start = np.asarray(clouds_[steps[0]], float)
