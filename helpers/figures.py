@@ -264,3 +264,32 @@ def grid(matrix, rows, columns, title, xlabel, ylabel, label, formatted="{:.0f}"
     bar.ax.yaxis.set_major_formatter("{x:g}")
     _finish(ax, title, xlabel, ylabel, legend=False)
     return figure
+
+
+# ---------------------------------------------------------------------------------------------- choices (notebook 02b)
+def versus(groups, title, xlabels, interval, log=True):
+    """Options as rows, one panel per measure: `groups` {option: {label: values [n, n_measures]}}, one dot per value, the median
+    as a bar, and `interval(values)` → (low, high) as a line below the dots."""
+    from matplotlib.ticker import LogLocator
+    figure, axes = panels(len(xlabels), width=9.4, height=0.55 * len(groups) + 1.5, sharey=True)
+    for (j, ax), (row, (option, sets)) in ((a, b) for a in enumerate(axes) for b in enumerate(groups.items())):
+        for i, (label, values) in enumerate(sets.items()):
+            x, y = np.asarray(values, float)[:, j], row + 0.4 * (i - (len(sets) - 1) / 2)
+            new = label not in ax.get_legend_handles_labels()[1]
+            ax.scatter(x, np.full(len(x), y), s=18, alpha=0.5, linewidths=0, color=colour(label, i), label=label if new else None)
+            ax.plot([np.median(x)] * 2, [y - 0.17, y + 0.17], color=colour(label, i), linewidth=2.5)
+            ax.plot(interval(x), [y + 0.17] * 2, color=colour(label, i), linewidth=1.2)
+    for ax, label in zip(axes, xlabels):
+        ax.set_yticks(range(len(groups)), list(groups))
+        if log:
+            ax.set_xscale("log")
+            ax.minorticks_off()
+            if np.divide(*ax.get_xlim()[::-1]) < 100:  # decades alone would be one or two ticks
+                ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                ax.xaxis.set_major_formatter("{x:g}")
+        ax.grid(axis="y", visible=False)
+        _finish(ax, "", label, "", legend=False)
+    axes[0].set_ylim(len(groups) - 0.4, -0.6)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=10)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12.5)
+    return figure

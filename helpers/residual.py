@@ -320,10 +320,9 @@ class LayerSpan:
 
         def pack(x):
             nonlocal kept
-            kept += 0 if x.data_ptr() in weights else x.numel() * x.element_size()
-            return x
+            kept += 0 if x.data_ptr() in weights else x.numel() * x.element_size()  # counted, not kept: no backward follows
 
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
             zero = torch.zeros(2, self.lm.d_model, device=self.start.device, requires_grad=True)
             off = self.delta(zero).detach().abs().max().item()
         half = self.start.dtype in (torch.bfloat16, torch.float16)

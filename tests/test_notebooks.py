@@ -8,9 +8,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers import notebooks, runner
+from helpers import notebooks, runner, training
+from helpers.residual import LayerSpan
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("[0-9]*_*.ipynb"))
@@ -93,3 +95,14 @@ def test_a_wrong_solution_would_be_noticed(tmp_path):
     nb = new_notebook(cells=nb.cells[:2])
     with pytest.raises(ValueError):
         exercises(nb)
+
+
+@pytest.mark.parametrize("n_vectors, steps, radius", [(1, 1, 0.5), (3, 4, 2.0)])
+def test_the_method_of_notebook_02_is_that_of_helpers(tiny, n_vectors, steps, radius):
+    nb = notebooks.read(ROOT / "notebooks" / "02_training_one_vector.ipynb")
+    (cell,) = notebooks.tagged(nb, "method")
+    names = {"torch": torch, "normalise": training.normalise, "orthonormalise": training.orthonormalise}
+    exec(cell.source, names)
+    span = LayerSpan(tiny, ["What is the time?", "Hello"], 1, 4, target_positions=slice(-3, None))
+    theirs = training.train(span, radius, n_vectors, steps=steps, seed=3, progress=False).vectors.tensor
+    torch.testing.assert_close(names["melbo"](span, radius, n_vectors, steps, seed=3), theirs, rtol=1e-3, atol=1e-4 * radius)
