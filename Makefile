@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-export GOMP_SPINCOUNT ?= 2000# threads that wait do not hog a busy machine; see helpers/__init__.py
+export GOMP_SPINCOUNT ?= 20000# threads that wait do not hog a busy machine; see helpers/__init__.py
 
 .PHONY: run test lab clean
 .DEFAULT_GOAL := run
