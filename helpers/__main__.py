@@ -15,6 +15,10 @@ def _parser():
     refresh.add_argument("notebooks", nargs="*", metavar="NOTEBOOK")
     check = commands.add_parser("check", help="are the committed notebooks current, in order and clean?")
     check.add_argument("notebooks", nargs="*", metavar="NOTEBOOK")
+    grid = commands.add_parser("grid", help="compute the sweeps kept in data/explorer (resumable)")
+    grid.add_argument("names", nargs="*", metavar="NAME", help="goldilocks, steps, explorer (default: all of them)")
+    grid.add_argument("--model", help="another model than the default")
+    grid.add_argument("--workers", type=int, default=2, help="processes of one thread each (default: 2)")
     commands.add_parser("bench", help="measure speed and memory on this machine", add_help=False)
     commands.add_parser("doctor", help="what is right or wrong with this environment, in one screen")
     return parser
@@ -45,6 +49,11 @@ def _command(options, rest):
         return bench.main(rest) or 0
     from helpers import notebooks, runner
     try:
+        if options.command == "grid":
+            from helpers import goldilocks
+            for name in options.names or ("goldilocks", "steps", "explorer"):
+                print(f"wrote {goldilocks.compute(name, options.model, options.workers)}")
+            return 0
         if options.command == "check":
             problems = notebooks.check(options.notebooks)
             print("\n".join(problems) or "The committed notebooks are current, in order and clean.")

@@ -21,7 +21,7 @@ TINY = "tiny-random"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass
+@dataclass(eq=False)  # a model is itself: usable as a key
 class LanguageModel:
     """A frozen decoder-only model in eval mode, with its tokenizer (left padding).
 

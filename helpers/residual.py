@@ -4,7 +4,7 @@ Convention: `resid_post[k]` is the output of block k; layers are 0-based, negati
 is special-cased: the arguments each block needs (masks, rotary embeddings, positions) are recorded from one real forward
 pass and replayed.
 """
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from numbers import Integral
 from weakref import WeakKeyDictionary
 
@@ -190,6 +190,10 @@ def read_at(lm, layer, site, store, key):
         handle.remove()
 
 
+class _Enough(Exception):
+    """Ends a forward pass whose rest nobody reads."""
+
+
 @torch.no_grad()
 def capture(lm, prompts, layers=None, site="resid_post") -> torch.Tensor:
     """The residual stream [n_layers, n_prompts, n_tokens, d_model] in fp32 at `site` of `layers` (all of them by default).
@@ -199,9 +203,15 @@ def capture(lm, prompts, layers=None, site="resid_post") -> torch.Tensor:
     layers = range(lm.n_layers) if layers is None else [layers] if isinstance(layers, Integral) else layers
     layers, store = [resolve_layer(lm, k) for k in layers], {}
     encoded = lm.encode(prompts)
+
+    def stop(module, args, output):
+        raise _Enough
+
     with ExitStack() as stack:
         for k in layers:
             stack.enter_context(read_at(lm, k, site, store, k))
+        stack.enter_context(suppress(_Enough))
+        stack.callback(lm.blocks[max(layers)].register_forward_hook(stop).remove)  # the blocks after it are not needed
         forward_decoder(lm, encoded)
     out = torch.stack([store[k].float() for k in layers])
     return out.masked_fill(~encoded["attention_mask"].bool()[None, :, :, None], float("nan"))

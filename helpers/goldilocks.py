@@ -1,0 +1,285 @@
+"""How large should R be? One cell of a sweep over radius, layer, prompt and seed; what counts as changed and fluent; the controls.
+
+A *cell* trains learned vectors at one radius on one prompt, draws controls of equal norm beside them, lets the model speak under
+each, and notes what a reader needs to judge. `table` judges, `write` and `read` keep computed sweeps as small JSON files.
+"""
+import json
+import math
+import time
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import ledger, metrics, prompts, sweeps
+from .generation import complete
+from .geometry import check_radii
+from .models import DEFAULT, load
+from .residual import LayerSpan, capture, resolve_layer
+from .steering import SteeringVectors
+from .training import normalise, random_vectors, train
+
+FOLDER = Path(__file__).resolve().parent.parent / "data" / "explorer"
+TARGET_TOKENS = slice(-3, None)
+CALIBRATION = 24  # prompts (all of everyday.json) on which fluency is calibrated
+KINDS = ("learned", "random", "covariance", "scaled")
+
+
+# ---------------------------------------------------------------------------------------------- controls of equal norm or effect
+def covariance_vectors(span, radius, n_vectors, seed=0) -> SteeringVectors:
+    """Random vectors of norm `radius` drawn from the covariance of the source residuals of the reference texts.
+
+    Combining centred residuals x_i with standard normal weights gives exactly their covariance. First tokens are left out: they
+    are attention sinks, and would be the only direction. So is any other token ten times as long as the median.
+    """
+    check_radii([radius])
+    hidden = capture(span.lm, prompts.texts("reference_texts"), span.source_layer, span.site)[0]
+    real = ~hidden.isnan().any(-1)
+    rows = hidden[real & (real.cumsum(1) > 1)]
+    rows = rows[rows.norm(dim=-1) < 10 * rows.norm(dim=-1).median()].cpu()
+    weights = torch.randn(n_vectors, len(rows), generator=torch.Generator().manual_seed(seed))
+    theta = radius * normalise(weights @ (rows - rows.mean(0)))
+    about = {"random": "residual covariance", "seed": seed, "model": span.lm.name}
+    return SteeringVectors(theta, span.source_layer, span.site, radius, about)
+
+
+def scaled_to_effect(span, vectors, relative, upto=32.0, n_steps=11) -> SteeringVectors:
+    """Each vector made longer until its relative change at the target (`metrics.change`) is `relative`, at most `upto` times.
+
+    Tried at n_steps factors from 1 to `upto` in equal ratios; the first that reaches it is interpolated on the log scale. A vector
+    that already does more is left as it is.
+    """
+    factors = np.geomspace(1, upto, n_steps)
+    tried = np.stack([metrics.change(span, float(f) * vectors)[1].mean(1).numpy() for f in factors], 1)  # [n_vectors, n_steps]
+    found = []
+    for sizes in tried:
+        reached = np.flatnonzero(sizes >= relative)
+        if not len(reached) or reached[0] == 0:
+            found.append(1.0 if len(reached) else upto)
+        else:
+            i = reached[0]
+            share = math.log(relative / sizes[i - 1]) / math.log(sizes[i] / sizes[i - 1]) if sizes[i] > sizes[i - 1] > 0 else 1.0
+            found.append(float(factors[i - 1] * (factors[i] / factors[i - 1]) ** share))
+    return SteeringVectors(torch.tensor(found)[:, None] * vectors.tensor, vectors.source_layer, vectors.site)
+
+
+# ---------------------------------------------------------------------------------------------- the rule for R
+def jacobian_ratio(span, radii, n_directions=30, seed=0, epsilon=0.5) -> np.ndarray:
+    """sqrt(mean ‖Δ(Rv) − R·Jv‖² / ‖R·Jv‖²) over random unit directions v, one number per radius: how nonlinear the span is.
+
+    0: doubling R doubles the change; 0.5 is where Deep Causal Transcoding (Mack & Turner 2024) sets R. Jv is the central
+    difference over ±`epsilon`, which is exact enough where epsilon is far below the residuals' own norm.
+    """
+    radii = check_radii(radii)
+    unit = normalise(torch.randn(n_directions, span.lm.d_model, generator=torch.Generator().manual_seed(seed)))
+    with torch.no_grad():
+        linear = (span.delta(epsilon * unit) - span.delta(-epsilon * unit)) / (2 * epsilon)
+        size = linear.flatten(1).norm(dim=1)
+        ratios = [((span.delta(r * unit) - r * linear).flatten(1).norm(dim=1) / (r * size)).pow(2).mean().sqrt().item() for r in radii]
+    return np.array(ratios)
+
+
+def calibrated_radius(span, ratio=0.5, n_directions=30, seed=0) -> float:
+    """The radius at which `jacobian_ratio` first reaches `ratio`: found by doubling, then bisecting to 2 %."""
+    def above(radius):
+        return jacobian_ratio(span, [radius], n_directions, seed)[0] >= ratio
+    low, high = 1.0, 2.0
+    while not above(high):
+        low, high = high, 2 * high
+        if high > 1e6:
+            raise ValueError(f"the Jacobian ratio stays below {ratio} up to R = 1e6: this span is linear.")
+    while above(low):
+        low, high = low / 2, low
+        if low < 1e-3:
+            raise ValueError(f"the Jacobian ratio is above {ratio} even at R = 0.001: use a larger ratio.")
+    while high / low > 1.02:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if above(middle) else (middle, high)
+    return math.sqrt(low * high)
+
+
+# ---------------------------------------------------------------------------------------------- one cell of a sweep
+@lru_cache(maxsize=None)
+def _fluent(lm, max_new_tokens):
+    return metrics.fluent_range(lm, [lm.chat_prompt(t) for t in prompts.texts("everyday", n=CALIBRATION)],
+                                max_new_tokens=max_new_tokens)
+
+
+@lru_cache(maxsize=None)
+def _own(lm, prompt, max_new_tokens):
+    """The model's own answer to a prompt and the distance that 95 % of its samples stay within."""
+    chat = lm.chat_prompt(prompt)
+    (clean,) = complete(lm, chat, max_new_tokens=max_new_tokens)
+    return clean, metrics.own_spread(lm, chat, clean, max_new_tokens=max_new_tokens)
+
+
+def sets(span, radius, seed, steps, n_vectors) -> dict:
+    """{kind: SteeringVectors}: `n_vectors` is {kind: how many}; see KINDS. Controls have the norm of the learned vectors, but for
+    "scaled": random ones made longer until they cause the median learned vector's relative change at the target."""
+    unknown = [kind for kind in n_vectors if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"kind {unknown[0]!r} is unknown: use some of {', '.join(KINDS)}.")
+    found = {}
+    for kind, n in n_vectors.items():
+        if kind == "learned":
+            found[kind] = train(span, radius, n, steps=steps, seed=seed, progress=False).vectors
+        elif kind == "covariance":
+            found[kind] = covariance_vectors(span, radius, n, seed)
+        else:
+            found[kind] = random_vectors(span, radius, n, seed=seed)
+        if kind == "scaled":
+            wanted = metrics.change(span, found["learned"])[1].median().item()
+            found[kind] = scaled_to_effect(span, found[kind], wanted)
+    return found
+
+
+def cell(lm, prompt, source_layer, target_layer, radius, seed, steps=8, n_vectors=None, coeffs=(1.0,), sampled=(),
+         temperature=0.7, max_new_tokens=24) -> dict:
+    """Train, steer and measure at one radius on one prompt (plain text, put into the chat template here).
+
+    Returns {"clean", "own_spread", "fluent": [low, high], "rows": […]}, a row per vector and coefficient, greedy, and one more
+    at `temperature` for the kinds in `sampled`: what the model said, and its distance to the clean answer, surprise (nats per
+    token), objective, relative change and KL (nats) of the next token. Numbers have 4 digits. ValueError as in LayerSpan and train.
+    """
+    n_vectors = n_vectors or {"learned": 4, "random": 4}
+    chat = lm.chat_prompt(prompt)
+    if lm.encode(chat)["input_ids"].shape[1] < 2:
+        raise ValueError(f"prompt {prompt!r} has 1 token: at least 2 are needed, because the first is the attention sink.")
+    span = LayerSpan(lm, chat, source_layer, target_layer, TARGET_TOKENS)
+    clean, spread = _own(lm, prompt, max_new_tokens)
+    fluent = _fluent(lm, max_new_tokens)
+    found = sets(span, radius, seed, steps, n_vectors)
+    rows = [(kind, v, c) for kind, vectors in found.items() for v in range(len(vectors)) for c in coeffs]
+    theta = SteeringVectors(torch.stack([c * found[kind].tensor[v] for kind, v, c in rows]), span.source_layer)
+    with torch.no_grad():
+        delta = span.delta(theta)[:, 0].norm(dim=-1)
+    numbers = {"radius": theta.tensor.norm(dim=1), "objective": delta.pow(2).sum(-1),
+               "relative": (delta / span.clean_target[0].norm(dim=-1)).mean(-1), "kl": metrics.kl_next_token(lm, chat, theta)[:, 0]}
+    out = []
+    for t in (0.0, temperature) if sampled else (0.0,):
+        chosen = [i for i, (kind, _, _) in enumerate(rows) if not t or kind in sampled]
+        texts = [x[0] for x in complete(lm, chat, theta[chosen], temperature=t, max_new_tokens=max_new_tokens, seed=seed)]
+        apart, nll = _judged(lm, chat, clean, texts)
+        out += [{"kind": rows[i][0], "vector": rows[i][1], "coeff": rows[i][2], "temperature": t, "text": text, "distance": d,
+                 "surprise": s, **{k: _short(x[i]) for k, x in numbers.items()}} for i, text, d, s in zip(chosen, texts, apart, nll)]
+    return {"clean": clean, "own_spread": spread, "fluent": [fluent.low, fluent.high], "rows": out}
+
+
+def _judged(lm, chat, clean, texts):
+    """Distance to the clean answer and surprise of each text; equal texts are measured once."""
+    unique = list(dict.fromkeys(texts))
+    apart = dict(zip(unique, metrics.distance(lm, clean, unique)[0]))
+    nll = dict(zip(unique, metrics.surprise(lm, chat, unique)))
+    return [_short(apart[t]) for t in texts], [_short(nll[t]) for t in texts]
+
+
+def _short(number):
+    """4 significant digits, None for NaN: what a JSON file can hold."""
+    number = float(number)
+    return float(f"{number:.4g}") if math.isfinite(number) else None
+
+
+# Prompts A (train) find the range, prompts B (test, no earlier notebook used them) confirm it, with other seeds.
+A, B = {"split": "train", "which": (0, 3, 6), "seeds": (31, 32, 33)}, {"split": "test", "which": (3, 4, 5), "seeds": (41, 42, 43)}
+RADII = (2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 40.0, 80.0)
+
+
+def grids(model, depth=30) -> dict:
+    """{name: configs of `run_cell`}: the sweeps that are kept in data/explorer. Layers scale with the model's depth.
+
+    "goldilocks": radius × prompt × seed with all controls; "steps": radius × steps; "explorer": prompt × source layer × radius
+    with several coefficients, what the heat map and the explorer show.
+    """
+    at = {"model": model, "source_layer": 7 * depth // 30, "target_layer": 21 * depth // 30}
+
+    def product(part, **axes):
+        asked = [prompts.texts("everyday", split=part["split"])[i] for i in part["which"]]
+        return sweeps.grid(prompt=asked, seed=list(part["seeds"]), **axes)
+
+    controls = {"learned": 4, "random": 4, "covariance": 3, "scaled": 3}
+    main = [{**at, **c, "part": part, "n_vectors": controls, "sampled": ["learned", "random"]}
+            for part, said in (("A", A), ("B", B)) for c in product(said, radius=list(RADII))]
+    steps = [{**at, **c, "n_vectors": {"learned": 4}} for c in
+             product({**A, "seeds": (51, 52)}, radius=[4.0, 8.0, 16.0, 32.0], steps=[2, 6, 18])]
+    layers = [k * depth // 30 for k in (3, 7, 11, 15)]
+    explorer = [{**at, **c, "n_vectors": {"learned": 4, "random": 2}, "coeffs": [-1.0, 1.0, 2.0]} for c in
+                product({**A, "seeds": (61,)}, source_layer=layers, radius=[2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 40.0, 80.0])]
+    return {"goldilocks": main, "steps": steps, "explorer": explorer}
+
+
+def run_cell(model, part=None, **config) -> dict:
+    """`cell` for a sweep's worker: the model by name, loaded once per process; `part` only labels."""
+    return cell(sweeps.model(model), **config)
+
+
+def compute(name, model=None, workers=2, folder=None, store=None) -> Path:
+    """Run the sweep `name` of `grids` on a pool of one-thread workers, resumable, and write data/explorer/<name>.json."""
+    lm = load(model or DEFAULT)
+    known = grids(lm.name, lm.n_layers)
+    if name not in known:
+        raise ValueError(f"There is no grid {name!r}: use one of {', '.join(known)}.")
+    start = time.perf_counter()
+    with sweeps.pool(workers) as pool:
+        done = sweeps.run(known[name], run_cell, pool, store or ledger.build_folder() / "sweeps", model_hash=lm)
+    if done.failed:
+        raise ValueError(done.message)
+    versions = {package: version(package) for package in ("torch", "transformers")}
+    meta = {"command": f"python -m helpers grid {name}" + (f" --model {lm.name}" if lm.name != DEFAULT else ""), "model": lm.name,
+            "model_hash": lm.weights_hash, "dtype": str(lm.dtype).removeprefix("torch."), "workers": workers, "versions": versions,
+            "computed": done.computed, "cells": len(done), "seconds": round(time.perf_counter() - start)}
+    return write(name, [{"config": c, "result": r} for c, r in zip(done.configs, done)], meta, folder)
+
+
+# ---------------------------------------------------------------------------------------------- judged, written, read
+def table(cells):
+    """A DataFrame of all rows of `cells` ([{"config": …, "result": …}]), with the config's own values and three judgements:
+    `changed` (farther from the clean answer than 95 % of the model's own samples), `fluent`, and `both`."""
+    import pandas
+    parts = []
+    for one in cells:
+        config, result = one["config"], one["result"]
+        part = pandas.DataFrame(result["rows"]).rename(columns={"radius": "norm"})
+        judge = metrics.FluentRange(*result["fluent"], 0)
+        part["changed"] = part["distance"] > result["own_spread"]
+        part["fluent"] = judge(part["surprise"].astype(float), part["text"])
+        known = {k: v for k, v in config.items() if isinstance(v, (int, float, str))}
+        parts.append(part.assign(both=part["changed"] & part["fluent"], **known))
+    if not parts:
+        raise ValueError("the sweep is empty: give at least one cell.")
+    return pandas.concat(parts, ignore_index=True)
+
+
+def write(name, cells, meta, folder=None) -> Path:
+    """Keep a computed sweep as data/explorer/<name>.json: provenance, and one line per cell."""
+    path = Path(folder or FOLDER) / f"{name}.json"
+    lines = ",\n".join(json.dumps(c, ensure_ascii=False, allow_nan=False) for c in cells)
+    ledger.write_atomically(path, f'{{"meta": {json.dumps(meta, ensure_ascii=False)},\n"cells": [\n{lines}\n]}}\n')
+    return path
+
+
+def read(name, lm=None, folder=None) -> dict:
+    """A computed sweep, {"meta", "cells"}. ValueError in one sentence: none there, broken, or (with `lm`) made by another model."""
+    folder = Path(folder or FOLDER)
+    path = folder / f"{name}.json"
+    if not path.exists():
+        raise ValueError(f"There is no sweep {name!r}: data/explorer has {', '.join(sorted(p.stem for p in folder.glob('*.json'))) or 'none'}; "
+                         f"python -m helpers grid {name} computes one.")
+    try:
+        sweep = json.loads(path.read_text(encoding="utf-8"))
+        made_by, made_for, _ = sweep["meta"]["model"], sweep["meta"]["model_hash"], sweep["cells"][0]["result"]["rows"][0]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path.name} is not a sweep that this workbook wrote: {type(error).__name__} {error}.") from None
+    if lm is not None and made_for != lm.weights_hash:
+        raise ValueError(f"The sweep {path.name} was made by {made_by} with weights {str(made_for)[:12]}, this model is {lm.name} "
+                         f"with {lm.weights_hash[:12]}: compute its own with python -m helpers grid {name} --model {lm.name}.")
+    return sweep
+
+
+def check_layers(lm, source_layers, target_layer) -> None:
+    """ValueError for source layers that are out of range, out of order, twice there, or not before the target."""
+    layers = [resolve_layer(lm, k, "source_layer") for k in source_layers]
+    target = resolve_layer(lm, target_layer, "target_layer")
+    if not layers or layers != sorted(set(layers)) or layers[-1] >= target:
+        raise ValueError(f"source layers {list(source_layers)} do not fit: use ascending ones below the target layer {target}.")
