@@ -244,25 +244,56 @@ def push_picture(ratio, angles, title, cosine=0.0, upto=90):
     return figure
 
 
-def grid(matrix, rows, columns, title, xlabel, ylabel, label, formatted="{:.0f}"):
-    """A heat map [n_rows, n_columns] with its number in each cell; the colour scale is logarithmic, so values must be above 0."""
-    from matplotlib.colors import LogNorm
+def grid(matrix, rows, columns, title, xlabel, ylabel, label, formatted="{:.0f}", limits=None, ax=None):
+    """A heat map [n_rows, n_columns] with its number in each cell (NaN: none). The colour scale is logarithmic, so values must be
+    above 0; or, with `limits` (low, high), linear and diverging from their middle."""
+    from matplotlib.colors import LogNorm, Normalize
     matrix = np.asarray(matrix, float)
-    figure, (ax,) = panels(width=max(5.0, 0.31 * len(columns) + 1.6), height=0.42 * len(rows) + 1.6)
-    image = ax.imshow(matrix, norm=LogNorm(matrix.min(), matrix.max()), cmap="cividis", aspect="auto")
-    middle = np.sqrt(matrix.min() * matrix.max())
-    for i, j in np.ndindex(*matrix.shape):
-        ax.text(j, i, formatted.format(matrix[i, j]), ha="center", va="center", fontsize=7.5,
-                color="w" if matrix[i, j] < middle else "k")
+    if ax is None:
+        _, (ax,) = panels(width=max(5.0, 0.31 * len(columns) + 1.6), height=0.42 * len(rows) + 1.6)
+    low, high = limits or (np.nanmin(matrix), np.nanmax(matrix))
+    image = ax.imshow(matrix, norm=(Normalize if limits else LogNorm)(low, high), cmap="PuOr_r" if limits else "cividis", aspect="auto")
+    for i, j in np.argwhere(~np.isnan(matrix)):
+        dark = abs(matrix[i, j] - (low + high) / 2) > 0.35 * (high - low) if limits else matrix[i, j] < np.sqrt(low * high)
+        ax.text(j, i, formatted.format(matrix[i, j]), ha="center", va="center", fontsize=7.5 if not limits else 9, color="w" if dark else "k")
     step = 1 + len(columns) // 16
     ax.set_xticks(range(0, len(columns), step), list(columns)[::step])
     ax.set_yticks(range(len(rows)), rows)
     ax.grid(False)
-    bar = figure.colorbar(image, ax=ax, label=label, shrink=0.95, pad=0.015)
-    bar.ax.minorticks_off()
-    bar.set_ticks([v for v in (0.5, 1, 2, 5, 10, 20, 45, 90) if matrix.min() <= v <= matrix.max()])
-    bar.ax.yaxis.set_major_formatter("{x:g}")
+    if label:
+        bar = ax.figure.colorbar(image, ax=ax, label=label, shrink=0.95, pad=0.015)
+        bar.ax.minorticks_off()
+        if not limits:
+            bar.set_ticks([v for v in (0.5, 1, 2, 5, 10, 20, 45, 90) if low <= v <= high])
+            bar.ax.yaxis.set_major_formatter("{x:g}")
     _finish(ax, title, xlabel, ylabel, legend=False)
+    return ax.figure
+
+
+# ---------------------------------------------------------------------------------------------- rates by radius (notebook 03)
+def curves(series, title, xlabel, ylabel, ax=None, shade=None, ylim=None, marks=(), legend=True):
+    """`series`: {label: (x, y, low, high)} with intervals as error bars, on a logarithmic x axis whose ticks are the x themselves.
+
+    `shade`: (from, to) on x, drawn as a band; `marks`: (x, label) pairs, drawn as dashed vertical lines.
+    """
+    figure, ax = (ax.figure, ax) if ax is not None else (lambda f, a: (f, a[0]))(*panels())
+    ticks = sorted({float(v) for x, *_ in series.values() for v in x})
+    if shade:
+        ax.axvspan(shade[0] / 1.12, shade[1] * 1.12, color="#F0E442", alpha=0.3, linewidth=0, label="range")
+    for i, (label, (x, y, low, high)) in enumerate(series.items()):
+        x = np.asarray(x, float) * 1.02 ** (i - (len(series) - 1) / 2)  # side by side, not on top of each other
+        y, low, high = (np.asarray(v, float) for v in (y, low, high))
+        ax.errorbar(x, y, np.maximum([y - low, high - y], 0), color=colour(label, i), label=label, marker="o", markersize=4,
+                    linewidth=1.8, elinewidth=1.1, capsize=2)
+    for at, label in marks:
+        ax.axvline(at, color="0.35", linestyle="--", linewidth=1)
+        ax.annotate(label, (at, 1), xycoords=("data", "axes fraction"), xytext=(3, -11), textcoords="offset points", fontsize=9.5)
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    ax.minorticks_off()
+    if ylim:
+        ax.set_ylim(*ylim)
+    _finish(ax, title, xlabel, ylabel, legend)
     return figure
 
 
@@ -292,4 +323,25 @@ def versus(groups, title, xlabels, interval, log=True):
     axes[0].set_ylim(len(groups) - 0.4, -0.6)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=10)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12.5)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------- kinds of answers (notebook 04)
+def stacked(counts, title, xlabel):
+    """`counts`: a DataFrame of counts, one horizontal bar per row, one colour per column, each with its number."""
+    shades = ["#009E73", "#56B4E9", "#E69F00", "#BBBBBB", "#4D4D4D", "#CC79A7", "#D55E00"]
+    figure, (ax,) = panels(width=8.4, height=0.5 * len(counts) + 1.7)
+    left = np.zeros(len(counts))
+    for i, kind in enumerate(counts.columns):
+        values = counts[kind].to_numpy(float)
+        ax.barh(range(len(counts)), values, left=left, color=shades[i % len(shades)], height=0.62, label=str(kind))
+        for row, value in enumerate(values):
+            if value > 0.03 * counts.to_numpy().sum(1).max():
+                ax.text(left[row] + value / 2, row, f"{value:g}", ha="center", va="center", fontsize=9.5, color="w" if i == 4 else "k")
+        left += values
+    ax.set_yticks(range(len(counts)), list(counts.index))
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    _finish(ax, title, xlabel, "", legend=False)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=10)
     return figure

@@ -12,16 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from . import ledger, metrics, prompts, sweeps
 from .generation import complete
-from .geometry import check_radii
+from .geometry import check_radii, input_norm
+from .judging import FOLDER, folder_of, read, table, write  # noqa: F401 (they need no torch)
 from .models import DEFAULT, load
 from .residual import LayerSpan, capture, resolve_layer
-from .steering import SteeringVectors
+from .steering import SteeringVectors, steer
 from .training import normalise, random_vectors, train
 
-FOLDER = Path(__file__).resolve().parent.parent / "data" / "explorer"
 TARGET_TOKENS = slice(-3, None)
 CALIBRATION = 24  # prompts (all of everyday.json) on which fluency is calibrated
 KINDS = ("learned", "random", "covariance", "scaled")
@@ -63,6 +64,44 @@ def scaled_to_effect(span, vectors, relative, upto=32.0, n_steps=11) -> Steering
             share = math.log(relative / sizes[i - 1]) / math.log(sizes[i] / sizes[i - 1]) if sizes[i] > sizes[i - 1] > 0 else 1.0
             found.append(float(factors[i - 1] * (factors[i] / factors[i - 1]) ** share))
     return SteeringVectors(torch.tensor(found)[:, None] * vectors.tensor, vectors.source_layer, vectors.site)
+
+
+# ---------------------------------------------------------------------------------------------- what becomes of θ on its way
+@torch.no_grad()
+def absorption(lm, chat, vectors, upto, tokens=TARGET_TOKENS) -> dict:
+    """What each block from the one after the source to block `upto` makes of the change Δ it is handed, at the last tokens.
+
+    Returns tensors [n_blocks, n_vectors, n_tokens]: "relative" ‖Δ‖/‖h‖ into the block; "cosine" between Δ and θ; "norm": relative
+    size behind the block's first norm over that before it; "attention", "mlp": the part of their response along Δ in multiples of
+    Δ (−0.1: a tenth taken away); "attention aside", "mlp aside": the part at right angles to it.
+    """
+    layers = range(vectors.check(lm) + 1, resolve_layer(lm, upto) + 1)
+    if not layers:
+        raise ValueError(f"upto {upto} does not come after source_layer {vectors.source_layer}: use {vectors.source_layer + 1} … {lm.n_layers - 1}.")
+
+    def read(n):
+        return {site: capture(lm, [chat] * n, layers, site)[:, :, tokens] for site in ("resid_pre", "resid_mid", "resid_post")}
+
+    clean = read(1)
+    with steer(lm, vectors):
+        moved = {site: hidden - clean[site] for site, hidden in read(len(vectors)).items()}
+    change, attention, mlp = moved["resid_pre"], moved["resid_mid"] - moved["resid_pre"], moved["resid_post"] - moved["resid_mid"]
+
+    def split(response, along):
+        share = (response * along).sum(-1) / along.pow(2).sum(-1)
+        return share, (response - share[..., None] * along).norm(dim=-1) / along.norm(dim=-1)
+
+    def relative(a, b):
+        return (a - b).norm(dim=-1) / b.norm(dim=-1)
+
+    h = clean["resid_pre"]
+    normed = torch.stack([relative(norm(h[i] + change[i]), norm(h[i])) for i, norm in enumerate(input_norm(lm, k) for k in layers)])
+    before = change.norm(dim=-1) / h.norm(dim=-1)
+    theta = vectors.tensor[None, :, None].to(change)
+    found = {"relative": before, "cosine": torch.cosine_similarity(change, theta, dim=-1), "norm": normed / before}
+    found["attention"], found["attention aside"] = split(attention, change)
+    found["mlp"], found["mlp aside"] = split(mlp, moved["resid_mid"])
+    return {name: x.float().cpu() for name, x in found.items()}
 
 
 # ---------------------------------------------------------------------------------------------- the rule for R
@@ -115,6 +154,11 @@ def _own(lm, prompt, max_new_tokens):
     return clean, metrics.own_spread(lm, chat, clean, max_new_tokens=max_new_tokens)
 
 
+def baseline(lm, prompt, max_new_tokens=24) -> tuple:
+    """(clean answer, distance that 95 % of the model's own samples stay within, FluentRange); kept, so a second call is free."""
+    return *_own(lm, prompt, max_new_tokens), _fluent(lm, max_new_tokens)
+
+
 def sets(span, radius, seed, steps, n_vectors) -> dict:
     """{kind: SteeringVectors}: `n_vectors` is {kind: how many}; see KINDS. Controls have the norm of the learned vectors, but for
     "scaled": random ones made longer until they cause the median learned vector's relative change at the target."""
@@ -148,23 +192,34 @@ def cell(lm, prompt, source_layer, target_layer, radius, seed, steps=8, n_vector
     if lm.encode(chat)["input_ids"].shape[1] < 2:
         raise ValueError(f"prompt {prompt!r} has 1 token: at least 2 are needed, because the first is the attention sink.")
     span = LayerSpan(lm, chat, source_layer, target_layer, TARGET_TOKENS)
-    clean, spread = _own(lm, prompt, max_new_tokens)
-    fluent = _fluent(lm, max_new_tokens)
+    clean, spread, fluent = baseline(lm, prompt, max_new_tokens)
     found = sets(span, radius, seed, steps, n_vectors)
     rows = [(kind, v, c) for kind, vectors in found.items() for v in range(len(vectors)) for c in coeffs]
     theta = SteeringVectors(torch.stack([c * found[kind].tensor[v] for kind, v, c in rows]), span.source_layer)
+    inside, out = effects(span, theta), []
+    for t in (0.0, temperature) if sampled else (0.0,):
+        chosen = [i for i, (kind, _, _) in enumerate(rows) if not t or kind in sampled]
+        said = spoken(lm, chat, clean, theta[chosen], t, max_new_tokens, seed)
+        out += [{"kind": rows[i][0], "vector": rows[i][1], "coeff": rows[i][2], **one, **inside[i]} for i, one in zip(chosen, said)]
+    return {"clean": clean, "own_spread": spread, "fluent": [fluent.low, fluent.high], "rows": out}
+
+
+def effects(span, theta) -> list[dict]:
+    """What each vector does inside the model, for a span of one prompt: its norm ("radius"), the objective, the relative change
+    at the target, and the KL (nats) of the next token."""
     with torch.no_grad():
         delta = span.delta(theta)[:, 0].norm(dim=-1)
     numbers = {"radius": theta.tensor.norm(dim=1), "objective": delta.pow(2).sum(-1),
-               "relative": (delta / span.clean_target[0].norm(dim=-1)).mean(-1), "kl": metrics.kl_next_token(lm, chat, theta)[:, 0]}
-    out = []
-    for t in (0.0, temperature) if sampled else (0.0,):
-        chosen = [i for i, (kind, _, _) in enumerate(rows) if not t or kind in sampled]
-        texts = [x[0] for x in complete(lm, chat, theta[chosen], temperature=t, max_new_tokens=max_new_tokens, seed=seed)]
-        apart, nll = _judged(lm, chat, clean, texts)
-        out += [{"kind": rows[i][0], "vector": rows[i][1], "coeff": rows[i][2], "temperature": t, "text": text, "distance": d,
-                 "surprise": s, **{k: _short(x[i]) for k, x in numbers.items()}} for i, text, d, s in zip(chosen, texts, apart, nll)]
-    return {"clean": clean, "own_spread": spread, "fluent": [fluent.low, fluent.high], "rows": out}
+               "relative": (delta / span.clean_target[0].norm(dim=-1)).mean(-1),
+               "kl": metrics.kl_next_token(span.lm, span.prompts, theta)[:, 0]}
+    return [{k: _short(x[i]) for k, x in numbers.items()} for i in range(len(theta))]
+
+
+def spoken(lm, chat, clean, theta, temperature=0.0, max_new_tokens=24, seed=0) -> list[dict]:
+    """What the model says under each vector, the text's distance to the clean answer and its surprise (nats per token)."""
+    texts = [x[0] for x in complete(lm, chat, theta, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)]
+    return [{"temperature": temperature, "text": text, "distance": d, "surprise": s}
+            for text, d, s in zip(texts, *_judged(lm, chat, clean, texts))]
 
 
 def _judged(lm, chat, clean, texts):
@@ -186,8 +241,9 @@ A, B = {"split": "train", "which": (0, 3, 6), "seeds": (31, 32, 33)}, {"split": 
 RADII = (2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 40.0, 80.0)
 
 
-def grids(model, depth=30) -> dict:
-    """{name: configs of `run_cell`}: the sweeps that are kept in data/explorer. Layers scale with the model's depth.
+def grids(model, depth=30, radii=RADII, n_prompts=3, n_seeds=3) -> dict:
+    """{name: configs of `run_cell`}: the sweeps that are kept in data/explorer. Layers scale with the model's depth; fewer radii,
+    prompts (up to 3) or seeds (up to 3) make them smaller.
 
     "goldilocks": radius × prompt × seed with all controls; "steps": radius × steps; "explorer": prompt × source layer × radius
     with several coefficients, what the heat map and the explorer show.
@@ -195,23 +251,29 @@ def grids(model, depth=30) -> dict:
     at = {"model": model, "source_layer": 7 * depth // 30, "target_layer": 21 * depth // 30}
 
     def product(part, **axes):
-        asked = [prompts.texts("everyday", split=part["split"])[i] for i in part["which"]]
-        return sweeps.grid(prompt=asked, seed=list(part["seeds"]), **axes)
+        asked = [prompts.texts("everyday", split=part["split"])[i] for i in part["which"][:n_prompts]]
+        return sweeps.grid(prompt=asked, seed=list(part["seeds"])[:n_seeds], **axes)
 
     controls = {"learned": 4, "random": 4, "covariance": 3, "scaled": 3}
     main = [{**at, **c, "part": part, "n_vectors": controls, "sampled": ["learned", "random"]}
-            for part, said in (("A", A), ("B", B)) for c in product(said, radius=list(RADII))]
+            for part, said in (("A", A), ("B", B)) for c in product(said, radius=check_radii(radii))]
     steps = [{**at, **c, "n_vectors": {"learned": 4}} for c in
              product({**A, "seeds": (51, 52)}, radius=[4.0, 8.0, 16.0, 32.0], steps=[2, 6, 18])]
     layers = [k * depth // 30 for k in (3, 7, 11, 15)]
     explorer = [{**at, **c, "n_vectors": {"learned": 4, "random": 2}, "coeffs": [-1.0, 1.0, 2.0]} for c in
-                product({**A, "seeds": (61,)}, source_layer=layers, radius=[2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 40.0, 80.0])]
+                product({**A, "seeds": (61,)}, source_layer=layers, radius=check_radii(radii))]
     return {"goldilocks": main, "steps": steps, "explorer": explorer}
 
 
 def run_cell(model, part=None, **config) -> dict:
     """`cell` for a sweep's worker: the model by name, loaded once per process; `part` only labels."""
     return cell(sweeps.model(model), **config)
+
+
+def live(configs, lm, progress=True) -> list:
+    """The cells of a grid, computed here and now: [{"config", "result"}]."""
+    return [{"config": c, "result": cell(lm, **{k: v for k, v in c.items() if k not in ("model", "part")})}
+            for c in tqdm(configs, desc="cells", leave=False, disable=not progress)]
 
 
 def compute(name, model=None, workers=2, folder=None, store=None) -> Path:
@@ -229,52 +291,7 @@ def compute(name, model=None, workers=2, folder=None, store=None) -> Path:
     meta = {"command": f"python -m helpers grid {name}" + (f" --model {lm.name}" if lm.name != DEFAULT else ""), "model": lm.name,
             "model_hash": lm.weights_hash, "dtype": str(lm.dtype).removeprefix("torch."), "workers": workers, "versions": versions,
             "computed": done.computed, "cells": len(done), "seconds": round(time.perf_counter() - start)}
-    return write(name, [{"config": c, "result": r} for c, r in zip(done.configs, done)], meta, folder)
-
-
-# ---------------------------------------------------------------------------------------------- judged, written, read
-def table(cells):
-    """A DataFrame of all rows of `cells` ([{"config": …, "result": …}]), with the config's own values and three judgements:
-    `changed` (farther from the clean answer than 95 % of the model's own samples), `fluent`, and `both`."""
-    import pandas
-    parts = []
-    for one in cells:
-        config, result = one["config"], one["result"]
-        part = pandas.DataFrame(result["rows"]).rename(columns={"radius": "norm"})
-        judge = metrics.FluentRange(*result["fluent"], 0)
-        part["changed"] = part["distance"] > result["own_spread"]
-        part["fluent"] = judge(part["surprise"].astype(float), part["text"])
-        known = {k: v for k, v in config.items() if isinstance(v, (int, float, str))}
-        parts.append(part.assign(both=part["changed"] & part["fluent"], **known))
-    if not parts:
-        raise ValueError("the sweep is empty: give at least one cell.")
-    return pandas.concat(parts, ignore_index=True)
-
-
-def write(name, cells, meta, folder=None) -> Path:
-    """Keep a computed sweep as data/explorer/<name>.json: provenance, and one line per cell."""
-    path = Path(folder or FOLDER) / f"{name}.json"
-    lines = ",\n".join(json.dumps(c, ensure_ascii=False, allow_nan=False) for c in cells)
-    ledger.write_atomically(path, f'{{"meta": {json.dumps(meta, ensure_ascii=False)},\n"cells": [\n{lines}\n]}}\n')
-    return path
-
-
-def read(name, lm=None, folder=None) -> dict:
-    """A computed sweep, {"meta", "cells"}. ValueError in one sentence: none there, broken, or (with `lm`) made by another model."""
-    folder = Path(folder or FOLDER)
-    path = folder / f"{name}.json"
-    if not path.exists():
-        raise ValueError(f"There is no sweep {name!r}: data/explorer has {', '.join(sorted(p.stem for p in folder.glob('*.json'))) or 'none'}; "
-                         f"python -m helpers grid {name} computes one.")
-    try:
-        sweep = json.loads(path.read_text(encoding="utf-8"))
-        made_by, made_for, _ = sweep["meta"]["model"], sweep["meta"]["model_hash"], sweep["cells"][0]["result"]["rows"][0]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path.name} is not a sweep that this workbook wrote: {type(error).__name__} {error}.") from None
-    if lm is not None and made_for != lm.weights_hash:
-        raise ValueError(f"The sweep {path.name} was made by {made_by} with weights {str(made_for)[:12]}, this model is {lm.name} "
-                         f"with {lm.weights_hash[:12]}: compute its own with python -m helpers grid {name} --model {lm.name}.")
-    return sweep
+    return write(name, [{"config": c, "result": r} for c, r in zip(done.configs, done)], meta, folder or folder_of(lm.name))
 
 
 def check_layers(lm, source_layers, target_layer) -> None:
