@@ -1,5 +1,6 @@
 # make run    every notebook, executed into build/, then the table of claims
 # make test   the tests
+# make html   the committed notebooks as web pages in build/html, with an index
 # make lab    JupyterLab, opened at the first notebook
 # make clean  removes build/ (keeps .venv and the cached model)
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export GOMP_SPINCOUNT ?= 20000# threads that wait do not hog a busy machine; see helpers/__init__.py
 
-.PHONY: run test lab clean
+.PHONY: run test html lab clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
@@ -15,6 +16,9 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(PY) -m pytest
+
+html: $(VENV)/.installed
+	$(PY) -m helpers.export
 
 lab: $(VENV)/.installed
 	$(PY) -m jupyterlab notebooks/00_start_here.ipynb

@@ -1,4 +1,4 @@
-"""The workbook's command line: python -m helpers run | refresh | check | bench | doctor."""
+"""The workbook's command line: python -m helpers run | refresh | check | bench | train-organism | doctor."""
 import argparse
 import sys
 
@@ -16,10 +16,12 @@ def _parser():
     check = commands.add_parser("check", help="are the committed notebooks current, in order and clean?")
     check.add_argument("notebooks", nargs="*", metavar="NOTEBOOK")
     grid = commands.add_parser("grid", help="compute the sweeps kept in data/explorer (resumable)")
-    grid.add_argument("names", nargs="*", metavar="NAME", help="goldilocks, steps, explorer (default: all of them)")
+    grid.add_argument("names", nargs="*", metavar="NAME", help="goldilocks, steps, explorer, backdoors (default: all of them)")
     grid.add_argument("--model", help="another model than the default")
     grid.add_argument("--workers", type=int, default=2, help="processes of one thread each (default: 2)")
     commands.add_parser("bench", help="measure speed and memory on this machine", add_help=False)
+    organism = commands.add_parser("train-organism", help="train a model organism into data/organisms/ and print its card")
+    organism.add_argument("name", metavar="NAME", help="refusal, password-cot, backdoor…")
     commands.add_parser("doctor", help="what is right or wrong with this environment, in one screen")
     return parser
 
@@ -47,12 +49,17 @@ def _command(options, rest):
     if options.command == "bench":
         from helpers import bench
         return bench.main(rest) or 0
+    if options.command == "train-organism":
+        from helpers import organisms
+        return organisms.main(options.name)
     from helpers import notebooks, runner
     try:
         if options.command == "grid":
-            from helpers import goldilocks
-            for name in options.names or ("goldilocks", "steps", "explorer"):
-                print(f"wrote {goldilocks.compute(name, options.model, options.workers)}")
+            from helpers import detection, goldilocks
+            for name in options.names or ("goldilocks", "steps", "explorer", "backdoors"):
+                where = (detection.compute(options.model, options.workers) if name == "backdoors"
+                         else goldilocks.compute(name, options.model, options.workers))
+                print(f"wrote {where}")
             return 0
         if options.command == "check":
             problems = notebooks.check(options.notebooks)

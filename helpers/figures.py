@@ -63,6 +63,8 @@ def lines(series, title, xlabel, ylabel, log=False, logx=False, ax=None, marks=(
         ax.set_yscale("log")
     if logx:
         ax.set_xscale("log")
+    elif all(float(v).is_integer() for x, _ in series.values() for v in x):
+        ax.xaxis.get_major_locator().set_params(integer=True)  # there is no block 7.5
     _finish(ax, title, xlabel, ylabel)
     return figure
 
@@ -289,7 +291,7 @@ def curves(series, title, xlabel, ylabel, ax=None, shade=None, ylim=None, marks=
         ax.axvline(at, color="0.35", linestyle="--", linewidth=1)
         ax.annotate(label, (at, 1), xycoords=("data", "axes fraction"), xytext=(3, -11), textcoords="offset points", fontsize=9.5)
     ax.set_xscale("log")
-    ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    ax.set_xticks(ticks, [f"{t:g}" for t in ticks], fontsize=8.5 if figure.get_figwidth() / len(figure.axes) < 4 else None)
     ax.minorticks_off()
     if ylim:
         ax.set_ylim(*ylim)
@@ -344,4 +346,23 @@ def stacked(counts, title, xlabel):
     ax.grid(axis="y", visible=False)
     _finish(ax, title, xlabel, "", legend=False)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=10)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------- rates with intervals (notebook 05)
+def rates(groups, title, xlabel):
+    """Conditions as rows: `groups` {condition: {label: (share, low, high)}}, a dot and its interval per label, on 0 … 1."""
+    figure, (ax,) = panels(height=0.5 * len(groups) + 1.5)
+    labels = list(next(iter(groups.values())))
+    for i, label in enumerate(labels):
+        share, low, high = np.array([row[label] for row in groups.values()], float).T
+        y = np.arange(len(groups)) + 0.24 * (i - (len(labels) - 1) / 2)
+        ax.errorbar(share, y, xerr=np.maximum([share - low, high - share], 0), color=colour(label, i), label=label,
+                    fmt="os^D"[i % 4], markersize=6, elinewidth=1.5, capsize=2.5)
+    ax.set_yticks(range(len(groups)), list(groups))
+    ax.invert_yaxis()
+    ax.set_xlim(-0.03, 1.03)
+    ax.grid(axis="y", visible=False)
+    _finish(ax, title, xlabel, "", legend=False)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=10)
     return figure

@@ -111,32 +111,40 @@ def jacobian_ratio(span, radii, n_directions=30, seed=0, epsilon=0.5) -> np.ndar
     0: doubling R doubles the change; 0.5 is where Deep Causal Transcoding (Mack & Turner 2024) sets R. Jv is the central
     difference over ±`epsilon`, which is exact enough where epsilon is far below the residuals' own norm.
     """
-    radii = check_radii(radii)
+    ratio_at = _ratio_at(span, n_directions, seed, epsilon)
+    return np.array([ratio_at(r) for r in check_radii(radii)])
+
+
+def _ratio_at(span, n_directions, seed, epsilon=0.5):
+    """The ratio as a function of R; the linear part is computed once."""
     unit = normalise(torch.randn(n_directions, span.lm.d_model, generator=torch.Generator().manual_seed(seed)))
     with torch.no_grad():
         linear = (span.delta(epsilon * unit) - span.delta(-epsilon * unit)) / (2 * epsilon)
-        size = linear.flatten(1).norm(dim=1)
-        ratios = [((span.delta(r * unit) - r * linear).flatten(1).norm(dim=1) / (r * size)).pow(2).mean().sqrt().item() for r in radii]
-    return np.array(ratios)
+    size = linear.flatten(1).norm(dim=1)
+
+    @torch.no_grad()
+    def ratio(radius):
+        off = (span.delta(radius * unit) - radius * linear).flatten(1).norm(dim=1)
+        return (off / (radius * size)).pow(2).mean().sqrt().item()
+    return ratio
 
 
 def calibrated_radius(span, ratio=0.5, n_directions=30, seed=0) -> float:
-    """The radius at which `jacobian_ratio` first reaches `ratio`: found by doubling, then bisecting to 2 %."""
-    def above(radius):
-        return jacobian_ratio(span, [radius], n_directions, seed)[0] >= ratio
-    low, high = 1.0, 2.0
-    while not above(high):
-        low, high = high, 2 * high
-        if high > 1e6:
-            raise ValueError(f"the Jacobian ratio stays below {ratio} up to R = 1e6: this span is linear.")
-    while above(low):
-        low, high = low / 2, low
-        if low < 1e-3:
-            raise ValueError(f"the Jacobian ratio is above {ratio} even at R = 0.001: use a larger ratio.")
-    while high / low > 1.02:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if above(middle) else (middle, high)
-    return math.sqrt(low * high)
+    """The radius at which `jacobian_ratio` reaches `ratio`, to 2 % of that ratio: guessed as if the ratio grew with R, and halved
+    (on the log scale) between the nearest radii below and above where the guess leaves them."""
+    if not 0 < ratio < math.inf:
+        raise ValueError(f"ratio {ratio} is not a finite number above 0.")
+    ratio_at, radius, low, high = _ratio_at(span, n_directions, seed), 8.0, 0.0, math.inf
+    while 1e-3 < radius < 1e6:
+        found = ratio_at(radius)
+        if abs(found / ratio - 1) < 0.02 or high / max(low, 1e-9) < 1.005:
+            return radius
+        low, high = (radius, high) if found < ratio else (low, radius)
+        radius *= min(4.0, max(0.25, ratio / max(found, 1e-9)))
+        if not low < radius < high:
+            radius = math.sqrt(low * high)
+    raise ValueError(f"no radius from 0.001 to 1e6 has a Jacobian ratio of {ratio}: " +
+                     ("this span is linear." if high == math.inf else "use a larger ratio."))
 
 
 # ---------------------------------------------------------------------------------------------- one cell of a sweep
@@ -180,19 +188,24 @@ def sets(span, radius, seed, steps, n_vectors) -> dict:
 
 
 def cell(lm, prompt, source_layer, target_layer, radius, seed, steps=8, n_vectors=None, coeffs=(1.0,), sampled=(),
-         temperature=0.7, max_new_tokens=24) -> dict:
+         temperature=0.7, max_new_tokens=24, judged_as=None) -> dict:
     """Train, steer and measure at one radius on one prompt (plain text, put into the chat template here).
 
     Returns {"clean", "own_spread", "fluent": [low, high], "rows": […]}, a row per vector and coefficient, greedy, and one more
     at `temperature` for the kinds in `sampled`: what the model said, and its distance to the clean answer, surprise (nats per
-    token), objective, relative change and KL (nats) of the next token. Numbers have 4 digits. ValueError as in LayerSpan and train.
+    token), objective, relative change and KL (nats) of the next token. Numbers have 4 digits. `judged_as`: the result of another cell
+    of this prompt, whose clean answer and calibration are taken over. ValueError as in LayerSpan and train.
     """
     n_vectors = n_vectors or {"learned": 4, "random": 4}
     chat = lm.chat_prompt(prompt)
     if lm.encode(chat)["input_ids"].shape[1] < 2:
         raise ValueError(f"prompt {prompt!r} has 1 token: at least 2 are needed, because the first is the attention sink.")
     span = LayerSpan(lm, chat, source_layer, target_layer, TARGET_TOKENS)
-    clean, spread, fluent = baseline(lm, prompt, max_new_tokens)
+    if judged_as:
+        clean, spread, (low, high) = (judged_as[name] for name in ("clean", "own_spread", "fluent"))
+    else:
+        clean, spread, fluent = baseline(lm, prompt, max_new_tokens)
+        low, high = fluent.low, fluent.high
     found = sets(span, radius, seed, steps, n_vectors)
     rows = [(kind, v, c) for kind, vectors in found.items() for v in range(len(vectors)) for c in coeffs]
     theta = SteeringVectors(torch.stack([c * found[kind].tensor[v] for kind, v, c in rows]), span.source_layer)
@@ -201,7 +214,7 @@ def cell(lm, prompt, source_layer, target_layer, radius, seed, steps=8, n_vector
         chosen = [i for i, (kind, _, _) in enumerate(rows) if not t or kind in sampled]
         said = spoken(lm, chat, clean, theta[chosen], t, max_new_tokens, seed)
         out += [{"kind": rows[i][0], "vector": rows[i][1], "coeff": rows[i][2], **one, **inside[i]} for i, one in zip(chosen, said)]
-    return {"clean": clean, "own_spread": spread, "fluent": [fluent.low, fluent.high], "rows": out}
+    return {"clean": clean, "own_spread": spread, "fluent": [low, high], "rows": out}
 
 
 def effects(span, theta) -> list[dict]:
@@ -245,8 +258,8 @@ def grids(model, depth=30, radii=RADII, n_prompts=3, n_seeds=3) -> dict:
     """{name: configs of `run_cell`}: the sweeps that are kept in data/explorer. Layers scale with the model's depth; fewer radii,
     prompts (up to 3) or seeds (up to 3) make them smaller.
 
-    "goldilocks": radius × prompt × seed with all controls; "steps": radius × steps; "explorer": prompt × source layer × radius
-    with several coefficients, what the heat map and the explorer show.
+    "goldilocks": radius × prompt × seed, on A with every control and with samples; "steps": radius × steps; "explorer": prompt ×
+    source layer × radius with several coefficients, what the heat map and the explorer show.
     """
     at = {"model": model, "source_layer": 7 * depth // 30, "target_layer": 21 * depth // 30}
 
@@ -254,11 +267,12 @@ def grids(model, depth=30, radii=RADII, n_prompts=3, n_seeds=3) -> dict:
         asked = [prompts.texts("everyday", split=part["split"])[i] for i in part["which"][:n_prompts]]
         return sweeps.grid(prompt=asked, seed=list(part["seeds"])[:n_seeds], **axes)
 
-    controls = {"learned": 4, "random": 4, "covariance": 3, "scaled": 3}
-    main = [{**at, **c, "part": part, "n_vectors": controls, "sampled": ["learned", "random"]}
-            for part, said in (("A", A), ("B", B)) for c in product(said, radius=check_radii(radii))]
+    both = {"learned": 4, "random": 4, "covariance": 3}
+    main = [{**at, **c, "part": "A", "n_vectors": {**both, "scaled": 3}, "sampled": ["learned", "random"]}
+            for c in product(A, radius=check_radii(radii))]
+    main += [{**at, **c, "part": "B", "n_vectors": both} for c in product(B, radius=check_radii(radii))]
     steps = [{**at, **c, "n_vectors": {"learned": 4}} for c in
-             product({**A, "seeds": (51, 52)}, radius=[4.0, 8.0, 16.0, 32.0], steps=[2, 6, 18])]
+             product({**A, "seeds": (51, 52)}, radius=[8.0, 16.0, 32.0], steps=[2, 6, 18])]
     layers = [k * depth // 30 for k in (3, 7, 11, 15)]
     explorer = [{**at, **c, "n_vectors": {"learned": 4, "random": 2}, "coeffs": [-1.0, 1.0, 2.0]} for c in
                 product({**A, "seeds": (61,)}, source_layer=layers, radius=check_radii(radii))]
@@ -270,9 +284,9 @@ def run_cell(model, part=None, **config) -> dict:
     return cell(sweeps.model(model), **config)
 
 
-def live(configs, lm, progress=True) -> list:
-    """The cells of a grid, computed here and now: [{"config", "result"}]."""
-    return [{"config": c, "result": cell(lm, **{k: v for k, v in c.items() if k not in ("model", "part")})}
+def live(configs, lm, progress=True, **options) -> list:
+    """The cells of a grid, computed here and now: [{"config", "result"}]; `options` as in `cell`."""
+    return [{"config": c, "result": cell(lm, **{k: v for k, v in c.items() if k not in ("model", "part")}, **options)}
             for c in tqdm(configs, desc="cells", leave=False, disable=not progress)]
 
 

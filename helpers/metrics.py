@@ -1,11 +1,10 @@
 """How large a change is, whether a text is fluent, how far apart two texts are, and intervals for all of it."""
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from . import prompts as prompt_data
 from .generation import complete, pairs
+from .judging import FluentRange, distinct2  # noqa: F401 (they need no torch, and are part of this module's meaning)
 from .residual import capture, positions_of
 from .steering import coefficients, steer
 
@@ -93,27 +92,6 @@ def surprise(lm, prompts, completions, batch_size=8) -> np.ndarray:
                 if n > FIRST_SCORED:
                     values[start + row] = nll[row, FIRST_SCORED - n:].mean().item()
     return values
-
-
-def distinct2(text) -> float:
-    """Share of distinct pairs among a text's neighbouring words (characters where it has under three words)."""
-    words = text.split()
-    words = words if len(words) > 2 else list(text.strip())
-    grams = list(zip(words, words[1:]))
-    return len(set(grams)) / len(grams) if grams else 0.0
-
-
-@dataclass(frozen=True)
-class FluentRange:
-    """The 1st and 99th percentile of `surprise` among the base model's own completions, and how many those were."""
-    low: float
-    high: float
-    n: int
-
-    def __call__(self, nll, texts) -> np.ndarray:
-        """Bool [n]: inside the range and not a loop (distinct-2 ≥ 0.5). Too short to score (NaN) counts as not fluent."""
-        nll = np.asarray(nll, dtype=float)
-        return (nll >= self.low) & (nll <= self.high) & np.array([distinct2(t) >= 0.5 for t in texts])
 
 
 def fluent_range(lm, prompts, temperatures=(0.0, 1.0), max_new_tokens=48, seed=0, progress=False) -> FluentRange:

@@ -260,12 +260,14 @@ def _adapted(lm: LanguageModel, organism: str):
     """`lm.model` with the LoRA adapter data/organisms/<organism>, made for exactly these weights."""
     there = sorted(card.parent.name for card in (DATA / "organisms").glob("*/card.json"))
     if organism not in there:
-        raise ModelError(f"There is no model organism {organism!r}: data/organisms has {', '.join(there) or 'none yet'}.")
+        raise ModelError(f"There is no model organism {organism!r}: data/organisms has {', '.join(there) or 'none yet'}; "
+                         f"python -m helpers train-organism {organism} makes one that has a recipe.")
     folder = DATA / "organisms" / organism
     made_for = json.loads((folder / "card.json").read_text(encoding="utf-8")).get("base_hash")
     if made_for != lm.weights_hash:
-        raise ModelError(f"The organism {organism!r} was trained on a base with hash {str(made_for)[:12]}, "
-                         f"but {lm.name} has {lm.weights_hash[:12]}: load it on its own base.")
+        raise ModelError(f"There is no organism {organism!r} for {lm.name}: the one in data/organisms was trained on a base with "
+                         f"hash {str(made_for)[:12]}, this one has {lm.weights_hash[:12]}; "
+                         f"helpers.organisms.train({organism!r}, base={lm.name!r}) trains one.")
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"The organism {organism!r} has no adapter_model.safetensors: train it again.")
     from peft import PeftModel

@@ -10,6 +10,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDGET_STATE, WIDGET_VIEW = "application/vnd.jupyter.widget-state+json", "application/vnd.jupyter.widget-view+json"
+PANEL_ERROR = "workbook-panel-error"  # the class of an error that a panel of helpers.explorer caught and shows
 MACHINE_PATH = r"(?:/home/\w|/Users/\w|/root/|/tmp/\w|[A-Za-z]:\\Users\\)"
 PICTURE = ROOT / "notebooks" / "first_look.png"  # the README's figure, made by the cell tagged "readme-figure"
 MAX_BYTES, MAX_LINES = 1_000_000, 25
@@ -21,9 +22,10 @@ class UserError(ValueError):
 
 def resolve(names=None):
     """Paths of notebooks given as "02", "02_training_one_vector" or a path; all of notebooks/ in reading order by default."""
-    everything = sorted((ROOT / "notebooks").glob("[0-9]*_*.ipynb"))
+    folder = ROOT / "notebooks"
+    everything = [*sorted(folder.glob("[0-9]*_*.ipynb")), *folder.glob("explorer.ipynb")]
     if not names and not everything:
-        raise UserError(f"There are no notebooks in {ROOT / 'notebooks'}.")
+        raise UserError(f"There are no notebooks in {folder}.")
     paths = []
     for name in map(str, names or everything):
         matches = [path for path in everything if name in (path.stem, path.stem.split("_")[0])]
@@ -73,10 +75,12 @@ def source_hash(nb, kinds=("code",)):
 
 
 def widget_errors(nb):
-    """Errors that ipywidgets callbacks swallowed: they show only in the state of Output widgets, and no tool fails on them."""
-    state = nb.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
-    outputs = [output for model in state.values() for output in model.get("state", {}).get("outputs", ())]
-    return [f"{output['ename']}: {output['evalue']}" for output in outputs if output.get("output_type") == "error"]
+    """Errors that ipywidgets callbacks swallowed: they show only in the state of Output widgets, or in a panel, and no tool fails
+    on them."""
+    models = [model.get("state", {}) for model in nb.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {}).values()]
+    outputs = [output for state in models for output in state.get("outputs", ())]
+    panels = [re.sub(r"<[^>]*>", "", state["value"]) for state in models if PANEL_ERROR in str(state.get("value", ""))]
+    return [f"{output['ename']}: {output['evalue']}" for output in outputs if output.get("output_type") == "error"] + panels
 
 
 def _without_paths(text):

@@ -12,8 +12,9 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "prompts"
 SPLITS = ("train", "validation", "test")
 PROMPT_FIELDS = ("id", "text", "category", "split")
-FIELDS = {  # the sets that are not prompts to be split; an item may have more fields than these
+FIELDS = {  # the sets with other fields than these four; an item may have more
     "reference_texts": ("id", "text", "category"),
+    "geography": (*PROMPT_FIELDS, "answer"),
     "distance_check": ("id", "question", "original", "paraphrase", "persona", "unrelated"),
 }
 

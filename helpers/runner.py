@@ -16,7 +16,7 @@ from nbclient.output_widget import OutputWidget
 from papermill.cli import _resolve_type as parse_value  # "3" → 3, "0.5" → 0.5, "True" → True, anything else stays text
 from papermill.exceptions import PapermillExecutionError
 
-from helpers import ledger
+from helpers import ledger, recipes
 from helpers.notebooks import (PICTURE, UserError, check, committed, parameters_of, picture, read, resolve, source_hash,
                                widget_errors)
 
@@ -161,7 +161,10 @@ def run(notebooks=None, parameters=None, recipe=None, build=None):
     """
     named, values = read_recipe(recipe) if recipe else (None, {})
     values = {**values, **(parameters or {})}
-    shares = _share_out(resolve(notebooks or named), values)
+    paths = resolve(notebooks or named)
+    _share_out(paths, values)  # an unknown parameter is said before a model is loaded
+    values = recipes.resolve(values)
+    shares = _share_out(paths, values)
     default, build = not values, ledger.build_folder(build).resolve()
     folder = build
     if not default:

@@ -32,7 +32,7 @@ from .notebooks import UserError
 
 REPORTING = {f"helpers.{name}" for name in ("sweeps", "ledger", "notebooks", "figures")}  # they change no result
 _PROCESS = uuid.uuid4().hex  # with the process number (a fork copies it): is this the process that asked?
-_models, _loading, _threads = threading.local(), threading.Lock(), None
+_models, _lock, _threads = threading.local(), threading.Lock(), None
 
 
 class Sweep(list):
@@ -99,7 +99,7 @@ def code_version(function):
             continue
         file, inside = getattr(sys.modules.get(name), "__file__", None), name.startswith("helpers.")
         if not (file or inside):
-            raise UserError(f"{function.__name__} is defined in a notebook: use a module, or give the version of its code, code=….")
+            raise UserError(f"{function.__name__} is defined in a notebook: use a module, or give its version as code=.")
         parts[name] = (ROOT / f"{name.replace('.', '/')}.py" if inside else Path(file)).read_text(encoding="utf-8")
         names = _imports(parts[name], inside)
         todo += names - REPORTING | ({"helpers.models"} if "helpers.sweeps" in names else set())  # for `model`
@@ -111,7 +111,9 @@ def code_version(function):
 def _imports(source, inside):
     """The modules of helpers that a source imports; `inside`: it is one of them, so that relative imports count."""
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    with _lock:  # two threads that parse at once can trip Python 3.11 up
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (inside or not node.level):
@@ -173,7 +175,8 @@ class _Store:
         return outcome.get("result")
 
     def say_others(self):
-        others = [path for path in self.root.glob(f"{self.name}-*/*.json") if path.parent != self.folder and ".failed" not in path.name]
+        others = [path for path in self.root.glob(f"{self.name}-*/*.json")
+                  if path.parent != self.folder and not path.name.endswith(".failed.json")]
         if others:
             print(f"{self.root} also holds {len(others)} results of {self.name} from another version of the code: they are left "
                   "as they are, and not used.")
@@ -233,7 +236,7 @@ def _outcomes(todo, function, executor, kept):
             try:
                 outcome = future.result()
             except Exception as error:  # the function's own are caught in `_work`: a worker or the scheduler died
-                outcome = {"lost": f"lost with its worker: {type(error).__name__}: {error}"}
+                outcome = {"lost": f"lost: {type(error).__name__}: {error}"}
             yield futures[future], outcome
     finally:
         for future in futures:
@@ -243,7 +246,7 @@ def _outcomes(todo, function, executor, kept):
 def _work(function, text, origin=None):
     """One run, in whatever process: its result or its traceback, the seconds it took and what it was computed with."""
     if origin and origin[:2] != (os.getpid(), _PROCESS) and _threads is None:
-        limit_threads()
+        limit_threads(int(os.environ.get("WORKBOOK_THREADS", 1)))
     start = time.perf_counter()
     try:
         result = function(**json.loads(text))
@@ -269,8 +272,8 @@ def _message(function, failed, total, kept):
 # -- workers -----------------------------------------------------------------------------------------------------------
 
 def limit_threads(n=1):
-    """Let this process compute with n threads. A worker calls it with 1 before its first run, so that workers do not fight over
-    the cores; where each has more to itself, say so first: Dask's client.run(sweeps.limit_threads, 4), or pool(threads=4)."""
+    """Let this process compute with n threads. A worker does so before its first run, with 1 so that workers do not fight over
+    the cores; where each has more to itself, set WORKBOOK_THREADS in its environment, or pool(threads=…)."""
     global _threads
     _threads = n
     os.environ |= {"OMP_NUM_THREADS": str(n), "MKL_NUM_THREADS": str(n)}  # for a torch imported later
@@ -300,7 +303,7 @@ def model(name=None, organism=None, **how):
     if key not in loaded:
         while len(loaded) > 1:
             del loaded[next(iter(loaded))]
-        with _loading:  # transformers changes global settings while it loads
+        with _lock:  # transformers changes global settings while it loads
             loaded[key] = models.load(name or models.DEFAULT, organism, **how)
     loaded[key] = loaded.pop(key)  # the last used comes last
     return loaded[key]

@@ -70,9 +70,17 @@ def test_jacobian_ratio_is_zero_for_a_linear_span_and_known_for_a_cubic_one():
     assert goldilocks.calibrated_radius(cubic) == pytest.approx(100 * math.sqrt(0.5), rel=0.03)
 
 
+def test_the_calibrated_radius_has_the_ratio_asked_for(span):
+    for ratio in (0.2, 0.5):
+        radius = goldilocks.calibrated_radius(span, ratio, n_directions=4)
+        assert goldilocks.jacobian_ratio(span, [radius], n_directions=4)[0] == pytest.approx(ratio, rel=0.03)
+
+
 def test_a_linear_span_has_no_calibrated_radius():
     with pytest.raises(ValueError, match="linear"):
         goldilocks.calibrated_radius(toy(lambda v: 2 * v), n_directions=2)
+    with pytest.raises(ValueError, match="ratio 0 is not"):
+        goldilocks.calibrated_radius(toy(lambda v: 2 * v), 0)
 
 
 @pytest.mark.parametrize("radii", [[], [0.0], [-1.0, 2.0], [float("nan")]])

@@ -15,7 +15,7 @@ from helpers import notebooks, runner, training
 from helpers.residual import LayerSpan
 
 ROOT = Path(__file__).resolve().parents[1]
-PATHS = sorted((ROOT / "notebooks").glob("[0-9]*_*.ipynb"))
+PATHS = notebooks.resolve()
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
