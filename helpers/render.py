@@ -120,8 +120,7 @@ def render_legend(grid) -> str:
     kinds = list(next(iter(grid.scales.values()))[2])
     names = [f'<span style="color:{figures.colour(kind, i)}">■</span> {kind} ({"above" if i == 0 else "below"} the line)'
              for i, kind in enumerate(kinds)]
-    meta = grid.meta
-    made = f'{meta["model"]}, {str(meta["model_hash"])[:8]}, {meta["dtype"]}; {meta["command"]}'
+    made = ", ".join(str(grid.meta[name])[:40] for name in ("model", "model_hash", "dtype", "command") if name in grid.meta)
     return (f'<div style="{FONT};font-size:12px">▼ you are here; behind it the whole sweep: {", ".join(names)}; '
             '<span style="background:#009E7350">shaded</span>: fluent, and farther away than the model\'s own samples. '
             f'{html.escape(made)}</div>')

@@ -23,17 +23,26 @@ HOSTILE = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>"
 SIZES = {"laptop": (1280, 800), "projector": (1920, 1080), "projector-150-percent": (1280, 720)}
 
 
+MISSING = "no Chromium here for the browser tests: apt-get install chromium, or name one in WORKBOOK_CHROMIUM."
+
+
 def chromium():
     """The browser's path, or None."""
     named = [os.environ.get("WORKBOOK_CHROMIUM"), *map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))]
     return next(filter(None, named), None)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Say it even where pytest shows only the letter s."""
+    if not chromium():
+        terminalreporter.write_line(f"Skipped: {MISSING}")
+
+
 @pytest.fixture(scope="session")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: pip install -r requirements.txt")
     if not chromium():
-        pytest.skip("no Chromium here for the browser tests: apt-get install chromium, or name one in WORKBOOK_CHROMIUM.")
+        pytest.skip(MISSING)
     SCREENS.mkdir(parents=True, exist_ok=True)
     with playwright.sync_playwright() as driver:
         running = driver.chromium.launch(executable_path=chromium(), args=FLAGS)

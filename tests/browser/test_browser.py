@@ -8,9 +8,10 @@ import tarfile
 import time
 
 import pytest
-from conftest import ROOT, SCREENS, SIZES
 
 from helpers import export
+
+from .conftest import ROOT, SCREENS, SIZES
 
 MINUTES = 60_000  # Playwright counts in milliseconds
 
