@@ -4,6 +4,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from tqdm.auto import tqdm
 
+from .memory import in_parts
 from .steering import coefficients, steer
 
 
@@ -31,7 +32,8 @@ def complete(lm, prompts, vectors=None, coeff=1.0, tokens="all", max_new_tokens=
     """Completions, without special tokens: a list over prompts, or with `vectors` a list over vectors of such lists.
 
     `temperature` 0 is greedy. Sampled text is a function of (seed, place in `prompts`), so all vectors share their noise and
-    a repeated prompt gives several samples. `tokens` as in `steer`; `coeff` a number or one per vector.
+    a repeated prompt gives several samples. `tokens` as in `steer`; `coeff` a number or one per vector. Out of memory halves the
+    batch and goes on.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
@@ -46,9 +48,9 @@ def complete(lm, prompts, vectors=None, coeff=1.0, tokens="all", max_new_tokens=
     config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop,
                               pad_token_id=lm.tokenizer.pad_token_id,
                               repetition_penalty=1.0)  # the model's own would count padding, and so depend on the batch
-    texts = []
-    for start in tqdm(range(0, len(rows), batch_size), desc="completions", leave=False, disable=not progress):
-        part = rows[start:start + batch_size]
+    bar = tqdm(total=len(rows), desc="completions", leave=False, disable=not progress)
+
+    def say(part):
         encoded = lm.encode([prompts[i] for _, i in part])
         sampling = LogitsProcessorList([_Sampling(temperature, [seed * 1_000_003 + i for _, i in part])] if temperature else [])
         if vectors is None:
@@ -57,6 +59,11 @@ def complete(lm, prompts, vectors=None, coeff=1.0, tokens="all", max_new_tokens=
             which = [v for v, _ in part]
             with steer(lm, vectors[which], coeffs[which], tokens):
                 out = lm.model.generate(**encoded, generation_config=config, logits_processor=sampling)
-        texts += lm.tokenizer.batch_decode(out[:, encoded["input_ids"].shape[1]:], skip_special_tokens=True)
+        bar.update(len(part))
+        return lm.tokenizer.batch_decode(out[:, encoded["input_ids"].shape[1]:], skip_special_tokens=True)
+
+    with bar:
+        done, _ = in_parts(say, rows, batch_size, "completions")
+    texts = [text for part in done for text in part]
     table = [texts[i:i + len(prompts)] for i in range(0, len(texts), len(prompts))]
     return table[0] if vectors is None else table

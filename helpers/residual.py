@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from .memory import free_memory, in_parts
+
 SITES = ("resid_pre", "resid_mid", "mlp_out", "resid_post")
 ROLES = ("all", "all_but_first", "last")
 
@@ -224,7 +226,8 @@ class LayerSpan:
     The clean residuals at both ends are computed once; each call of `delta` runs only the blocks in between, from the cached
     source residual plus θ, for all vectors in one batch. `target_layers`: an int or a list. `target_positions`,
     `steered_positions`: a role, a slice or a list (see `select_tokens`). `site`: where θ is added, one of SITES.
-    `memory_budget` bytes bound the activations kept for the gradient (None: 1 GB on CPU, half of what is free on CUDA).
+    `memory_budget` bytes bound the activations kept for the gradient (None: half of what is free, on a CPU at most 1 GB); they set
+    `chunk`, the vectors in one gradient step, which is halved where memory runs out nevertheless.
     """
 
     def __init__(self, lm, prompts, source_layer, target_layers, target_positions=slice(None), steered_positions="all",
@@ -320,8 +323,11 @@ class LayerSpan:
         if vectors.ndim != 2 or vectors.shape[1] != self.lm.d_model or not len(vectors):
             raise ValueError(f"vectors of shape {list(vectors.shape)} do not fit: [n_vectors, {self.lm.d_model}] is needed.")
         vectors = vectors.to(self.start.device, torch.float32)
-        size = len(vectors) if vectors.requires_grad else max(4 * self.chunk, 1)  # without a graph far less is kept
-        out = torch.cat([self._run(part) for part in vectors.split(size)])
+        if vectors.requires_grad:
+            out = self._run(vectors)
+        else:  # without a graph far less is kept
+            done, size = in_parts(self._run, vectors, 4 * self.chunk, "vectors")
+            out, self.chunk = torch.cat(done), max(1, size // 4)
         return (out[:, :, 0] if self.single else out) - self.clean_target
 
     def _self_check(self):
@@ -344,8 +350,8 @@ class LayerSpan:
 
     def _chunk(self, budget):
         if budget is None:
-            cuda = self.start.device.type == "cuda"
-            budget = torch.cuda.mem_get_info(self.start.device)[0] // 2 if cuda else 10**9
+            budget = max(1, free_memory(self.start.device) // 2)
+            budget = budget if self.start.device.type == "cuda" else min(budget, 10**9)
         if budget <= 0:
             raise ValueError(f"memory_budget {budget} is not a number of bytes above 0.")
         most = 512 if self.start.device.type == "cuda" else max(1, 8 * 40 // (self.n_prompts * self.n_tokens))

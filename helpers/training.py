@@ -9,6 +9,7 @@ from numbers import Integral
 import torch
 from tqdm.auto import tqdm
 
+from .memory import in_parts
 from .steering import SteeringVectors
 
 METHODS = ("power", "adam")
@@ -37,15 +38,18 @@ def objective(delta, p=2, q=1) -> torch.Tensor:
 
 
 def value_and_grad(span, vectors, p=2, q=1):
-    """Objective [n_vectors] and its gradient [n_vectors, d_model], in chunks that fit the span's memory budget."""
-    values, grads = [], []
-    for part in vectors.split(span.chunk):
+    """Objective [n_vectors] and its gradient [n_vectors, d_model], in chunks that fit the span's memory budget.
+
+    Out of memory halves the chunk, for good, and goes on."""
+    def step(part):
         part = part.detach().requires_grad_()
         with torch.enable_grad():
             value = objective(span.delta(part), p, q)
-            grads.append(torch.autograd.grad(value.sum(), part)[0])
-        values.append(value.detach())
-    return _finite(torch.cat(values)), torch.cat(grads)
+            return value.detach(), torch.autograd.grad(value.sum(), part)[0]
+
+    done, span.chunk = in_parts(step, vectors, span.chunk, "vectors")
+    values, grads = map(torch.cat, zip(*done))
+    return _finite(values), grads
 
 
 @torch.no_grad()
