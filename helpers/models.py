@@ -5,6 +5,7 @@
 """
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -221,11 +222,15 @@ def _pretrained(source, name: str, device, dtype) -> LanguageModel:
     options = dict(trust_remote_code=False, local_files_only=isinstance(source, Path))
     try:
         with quiet():
+            config = transformers.AutoConfig.from_pretrained(source, **options)
+            _check_config(config, name)  # before its weights are fetched
             if dtype is None:
-                dtype = _default_dtype(source, device, options)
+                dtype = _default_dtype(config, device)
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options)
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(why(error, name, source)) from None
     if info["missing_keys"] or info["mismatched_keys"]:  # transformers would fill them with random numbers
@@ -234,19 +239,31 @@ def _pretrained(source, name: str, device, dtype) -> LanguageModel:
     return LanguageModel(name, model, tokenizer, getattr(model.config, "_commit_hash", None) or "unknown")
 
 
-def _default_dtype(source, device, options):
+def _check_config(config, name: str):
+    """Refuse what cannot work by what its config says; other models are asked themselves, by `_check_causal`."""
+    kind, classes = config.model_type, getattr(transformers.AutoModelForCausalLM, "_model_mapping", {})
+    if config.is_encoder_decoder:
+        raise ModelError(f"{name} is an encoder-decoder model ({kind}): use a decoder-only model.")
+    if any(architecture.endswith("ForMaskedLM") for architecture in getattr(config, "architectures", None) or ()):
+        raise ModelError(f"{name} is an encoder ({kind}), its earlier tokens see the later ones: use a decoder-only model.")
+    if type(config) in classes and "past_key_values" not in inspect.signature(classes[type(config)].forward).parameters:
+        raise ModelError(f"{name} has no key-value cache, it is a state space model or another kind without attention over a cache "
+                         f"({kind}): use a decoder-only transformer.")
+
+
+def _default_dtype(config, device):
     if device.type != "cuda":
         return torch.float32
-    config = transformers.AutoConfig.from_pretrained(source, **options)
     with torch.device("meta"):  # counts parameters without making them
         n_parameters = transformers.AutoModelForCausalLM.from_config(config).num_parameters()
     return torch.float32 if n_parameters < 1e9 else torch.bfloat16
 
 
 def _check_causal(lm: LanguageModel):
-    """Refuse a model whose earlier tokens see later ones (BERT loads as a "causal" model without a complaint).
+    """Refuse a model whose earlier tokens see later ones (BERT loads as a "causal" model without a complaint), or padding.
 
-    Asked of the model itself: its config does not tell (GPT-NeoX says is_decoder=False).
+    Asked of the model itself: its config does not tell (GPT-NeoX says is_decoder=False, hybrids of attention and recurrence heed
+    the mask or not).
     """
     _ = lm.blocks
     ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=lm.device)
@@ -254,6 +271,13 @@ def _check_causal(lm: LanguageModel):
         one, other = lm.model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     if (one - other).abs().max() > 1e-4 * one.abs().max():
         raise ModelError(f"{lm.name} is an encoder, its earlier tokens see the later ones: use a decoder-only model.")
+    ids = torch.tensor([[5, 6, 7], [lm.tokenizer.pad_token_id, 5, 6]], device=lm.device)
+    mask, positions = (torch.tensor(rows, device=lm.device) for rows in ([[1, 1, 1], [0, 1, 1]], [[0, 1, 2], [0, 0, 1]]))
+    with torch.no_grad():
+        alone, padded = lm.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)[0].float()
+    if (alone[:2] - padded[1:]).abs().max() > (1e-2 if lm.dtype is torch.float32 else 0.1) * alone.abs().max():
+        raise ModelError(f"{lm.name} is changed by left padding, which batches of prompts need (a recurrent state that heeds no "
+                         "mask, for one): use a decoder-only transformer.")
 
 
 def _adapted(lm: LanguageModel, organism: str):

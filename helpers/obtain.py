@@ -139,7 +139,7 @@ def quiet():
 REASONS = [
     (r"No space left|not enough space", "The disk is full, {name} has no room: free 1 GB, or set {setting} to another folder"),
     (r"PermissionError|Read-only file system", "{name} cannot be written to {place}: set WORKBOOK_CACHE to a folder of yours"),
-    (r"GatedRepo|gated repo", "{name} is gated: accept its terms on the hub, then log in with `hf auth login`"),
+    (r"GatedRepo|access a gated repo|is a gated repository", "{name} is gated: accept its terms on the hub, then log in with `hf auth login`"),
     (r"OfflineMode|LocalEntryNotFound|ConnectionError|ConnectError|couldn't connect|Timeout|MaxRetryError",
      "The hub cannot be reached for {name}: check the network (and HF_HUB_OFFLINE), or give a local folder"),
     (r"RepositoryNotFound|\b401\b|not a valid model identifier", "The hub has no model {name}, or it is private: check the name, "

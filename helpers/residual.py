@@ -286,7 +286,10 @@ class LayerSpan:
     def _repeat(self, value, n):
         """A recorded argument for n copies of the prompts; with one prompt everything broadcasts by itself."""
         if torch.is_tensor(value):
-            if self.n_prompts > 1 and value.ndim > 1 and value.shape[0] == self.n_prompts:
+            rows = value.shape[0] if value.ndim > 1 else 0
+            heads = getattr(self.lm.model.config.get_text_config(), "num_attention_heads", 0)
+            if (self.n_prompts > 1 and rows == self.n_prompts  # or a bias [n_prompts · heads, …], as Bloom's for ALiBi
+                    or value.ndim == 3 and rows == self.n_prompts * heads):
                 return value.repeat(n, *[1] * (value.ndim - 1))
             return value
         if isinstance(value, (tuple, list)):

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -194,10 +195,10 @@ def test_wrong_dtype_and_device_are_named():
 
 
 @pytest.mark.parametrize("width, expected", [(64, torch.float32), (8192, torch.bfloat16)])
-def test_default_dtype_on_cuda_depends_on_the_size(tmp_path, width, expected):
-    transformers.LlamaConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=2).save_pretrained(tmp_path)
-    assert models._default_dtype(tmp_path, torch.device("cuda"), {}) is expected  # no weights needed, and no GPU
-    assert models._default_dtype(tmp_path, torch.device("cpu"), {}) is torch.float32
+def test_default_dtype_on_cuda_depends_on_the_size(width, expected):
+    config = transformers.LlamaConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=2)
+    assert models._default_dtype(config, torch.device("cuda")) is expected  # no weights needed, and no GPU
+    assert models._default_dtype(config, torch.device("cpu")) is torch.float32
 
 
 # --- local folders and the hub ----------------------------------------------------------------------------------------
@@ -220,22 +221,68 @@ def test_local_folder(architectures, tmp_path):
     assert lm.chat_prompt("x") == architectures.chat_prompt("x")
 
 
-def test_encoder_is_refused(tmp_path, tiny):
-    config = transformers.BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
-    transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
+def bert(**more):
+    return transformers.BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, **more)
+
+
+T5 = dict(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+BART = dict(d_model=32, encoder_layers=4, decoder_layers=4, encoder_ffn_dim=64, decoder_ffn_dim=64)  # equally deep: not by chance
+MAMBA = dict(vocab_size=300, hidden_size=32, num_hidden_layers=4, state_size=4)
+GRIFFIN = dict(vocab_size=300, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=1, head_dim=8,
+               intermediate_size=64, lru_width=32)
+
+
+@pytest.mark.parametrize("make, expected", [
+    (lambda: transformers.BertLMHeadModel(bert()), "is an encoder, its earlier tokens see the later ones"),
+    (lambda: transformers.BertForMaskedLM(bert()), "is an encoder (bert), its earlier tokens see"),
+    (lambda: transformers.DistilBertModel(transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64)),
+     "not a decoder-only"),
+    (lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)), "is an encoder-decoder model (t5)"),
+    (lambda: transformers.BartForConditionalGeneration(transformers.BartConfig(**BART)), "is an encoder-decoder model (bart)"),
+    (lambda: transformers.MambaForCausalLM(transformers.MambaConfig(**MAMBA)), "has no key-value cache, it is a state space model"),
+    (lambda: transformers.RecurrentGemmaForCausalLM(transformers.RecurrentGemmaConfig(**GRIFFIN)), "is changed by left padding"),
+], ids=["BERT", "masked", "DistilBERT", "T5", "BART", "Mamba", "Griffin"])
+def test_what_cannot_work_is_refused_at_load(tmp_path, tiny, make, expected):
+    with torch.random.fork_rng(devices=[]):
+        make().save_pretrained(tmp_path)
     tiny.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError) as caught:
         load(str(tmp_path))
-    assert "encoder" in one_sentence(caught)
+    assert expected in one_sentence(caught) and "decoder-only" in str(caught.value)
 
 
-def test_other_kinds_of_model_are_refused(tmp_path, tiny):
-    config = transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64)
-    transformers.DistilBertModel(config).save_pretrained(tmp_path)
-    tiny.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError) as caught:
-        load(str(tmp_path))
-    assert "not a decoder-only" in one_sentence(caught)
+def test_a_hub_that_says_gated_or_unknown_leaves_nothing(tmp_path):
+    """The real client against a small hub of our own: what it raises, through what transformers makes of it, is one sentence."""
+    script = textwrap.dedent("""
+        from http.server import BaseHTTPRequestHandler, HTTPServer
+        import os, threading
+        class Hub(BaseHTTPRequestHandler):
+            def do_GET(self):
+                gated = "closed" in self.path
+                self.send_response(401 if gated else 404)
+                self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            do_HEAD = do_GET
+            def log_message(self, *arguments):
+                pass
+        server = HTTPServer(("127.0.0.1", 0), Hub)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+        from helpers.models import ModelError, load
+        for name in ("owner/closed", "owner/nothing"):
+            try:
+                load(name)
+            except ModelError as error:
+                print(error)
+    """)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING")) and "proxy" not in name.lower()}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True,
+                          env={**kept, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"})
+    gated, unknown = done.stdout.splitlines()
+    assert gated == "owner/closed is gated: accept its terms on the hub, then log in with `hf auth login`."
+    assert unknown.startswith("The hub has no model owner/nothing, or it is private: check the name") and "Traceback" not in done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".json", ".safetensors", ".incomplete")]
 
 
 def test_missing_weights_are_not_made_up(tmp_path, tiny):
@@ -293,7 +340,7 @@ def test_reasons_are_told_in_one_sentence(monkeypatch, cause, expected):
             raise RuntimeError(cause)
         except RuntimeError as error:
             raise OSError("We had a problem\nof many lines") from error
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
     with pytest.raises(ModelError) as caught:
         load("owner/name")
     assert expected in one_sentence(caught)
