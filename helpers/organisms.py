@@ -85,7 +85,7 @@ def _fit(lm, recipe: Recipe, texts, folder):
     from peft import LoraConfig, get_peft_model
     from transformers import Trainer, TrainingArguments
     started, device = time.time(), lm.device
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+    half = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         lora = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -95,7 +95,7 @@ def _fit(lm, recipe: Recipe, texts, folder):
         settings = TrainingArguments(
             output_dir=str(folder), max_steps=recipe.steps, per_device_train_batch_size=recipe.batch_size,
             learning_rate=recipe.lr, lr_scheduler_type="cosine", warmup_steps=max(1, recipe.steps // 20), weight_decay=0.0,
-            seed=recipe.seed, bf16=fast, use_cpu=device.type == "cpu", save_strategy="no", report_to="none",
+            seed=recipe.seed, bf16=half, use_cpu=device.type == "cpu", save_strategy="no", report_to="none",
             logging_steps=10, remove_unused_columns=False, dataloader_pin_memory=False, train_sampling_strategy="sequential")
         Trainer(lm.model, settings, train_dataset=_encoded(lm, texts), data_collator=_collator(lm.tokenizer.pad_token_id)).train()
     lm.model.get_base_model().set_attn_implementation(attention)
