@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import torch
+import transformers
 
+from .ledger import build_folder, write_atomically
 from .models import load
 from .residual import LayerSpan
-from .ledger import write_atomically
 from .steering import steer
 from .training import normalise, random_vectors, train, value, value_and_grad
 
@@ -137,15 +138,37 @@ def peak_memory_gb() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+def machine(device="cpu") -> dict:
+    """What a measurement was made with: processor or card, threads, versions."""
+    name, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        name = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")), name)
+    found = {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(),
+             "torch": torch.__version__, "transformers": transformers.__version__}
+    if torch.device(device).type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        found |= {"card": card.name, "card_gb": round(card.total_memory / 1e9, 1), "cuda": torch.version.cuda}
+    return found
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m helpers bench", description=__doc__)
     parser.add_argument("--steps", type=int, default=300, help="steps of the published procedure (300, as published)")
     parser.add_argument("--model", default=None)
+    parser.add_argument("--scaling", action="store_true", help="instead: how time and memory grow with each size, and with workers")
+    parser.add_argument("--gpu", action="store_true", help="instead: parity with the CPU, a 7B-shaped model, batched generation on CUDA")
+    parser.add_argument("--out", default=build_folder(), help="folder for what --scaling and --gpu write (default: build)")
     args = parser.parse_args(argv)
+    if args.scaling:
+        from . import scaling
+        return scaling.main(args.out)
+    if args.gpu:
+        from . import gpu
+        return gpu.main(args.out)
     start = time.perf_counter()
     lm = load(args.model) if args.model else load()
     result = {"model": lm.name, "load_seconds": time.perf_counter() - start}
-    result["machine"] = {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    result["machine"] = machine()
     result["training"] = bench_training(lm, args.steps)
     result["generation"] = bench_generation(lm)
     result["peak_memory_gb"] = peak_memory_gb()
