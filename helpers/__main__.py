@@ -18,6 +18,8 @@ def _parser():
     grid = commands.add_parser("grid", help="compute the sweeps kept in data/explorer (resumable)")
     grid.add_argument("names", nargs="*", metavar="NAME", help="goldilocks, steps, explorer, backdoors (default: all of them)")
     grid.add_argument("--model", help="another model than the default")
+    grid.add_argument("--prompts", default="everyday", metavar="SET",
+                      help="another set of data/prompts (goldilocks, steps, explorer)")
     grid.add_argument("--workers", type=int, default=2, help="processes of one thread each (default: 2)")
     commands.add_parser("bench", help="measure speed and memory on this machine", add_help=False)
     organism = commands.add_parser("train-organism", help="train a model organism into data/organisms/ and print its card")
@@ -58,7 +60,7 @@ def _command(options, rest):
             from helpers import detection, goldilocks
             for name in options.names or ("goldilocks", "steps", "explorer", "backdoors"):
                 where = (detection.compute(options.model, options.workers) if name == "backdoors"
-                         else goldilocks.compute(name, options.model, options.workers))
+                         else goldilocks.compute(name, options.model, options.workers, prompt_set=options.prompts))
                 print(f"wrote {where}")
             return 0
         if options.command == "check":

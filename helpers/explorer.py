@@ -14,11 +14,11 @@ from .render import (FONT, FRAME, as_img, number, render_error, render_gauges, r
 WIDE = {"style": {"description_width": "210px"}, "layout": {"width": "440px"}}
 
 
-def slider(options, value, label, width="210px"):
+def slider(options, value, label, width="210px", whole="440px"):
     """A SelectionSlider over values that exist; it answers when let go, and to the arrow keys."""
     named = [(f"{v:g}" if isinstance(v, (int, float)) else str(v), v) for v in options]
     return widgets.SelectionSlider(options=named, value=value, description=label, continuous_update=False,
-                                   style={"description_width": width}, layout={"width": "440px", "margin": "0 0 2px 0"})
+                                   style={"description_width": width}, layout={"width": whole, "margin": "0 0 2px 0"})
 
 
 def html_box(height, value=""):

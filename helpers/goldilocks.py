@@ -254,9 +254,9 @@ A, B = {"split": "train", "which": (0, 3, 6), "seeds": (31, 32, 33)}, {"split": 
 RADII = (2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 40.0, 80.0)
 
 
-def grids(model, depth=30, radii=RADII, n_prompts=3, n_seeds=3) -> dict:
+def grids(model, depth=30, radii=RADII, n_prompts=3, n_seeds=3, prompt_set="everyday") -> dict:
     """{name: configs of `run_cell`}: the sweeps that are kept in data/explorer. Layers scale with the model's depth; fewer radii,
-    prompts (up to 3) or seeds (up to 3) make them smaller.
+    prompts (up to 3) or seeds (up to 3) make them smaller. `prompt_set`: a set of data/prompts with a train and a test split.
 
     "goldilocks": radius × prompt × seed, on A with every control and with samples; "steps": radius × steps; "explorer": prompt ×
     source layer × radius with several coefficients, what the heat map and the explorer show.
@@ -264,7 +264,9 @@ def grids(model, depth=30, radii=RADII, n_prompts=3, n_seeds=3) -> dict:
     at = {"model": model, "source_layer": 7 * depth // 30, "target_layer": 21 * depth // 30}
 
     def product(part, **axes):
-        asked = [prompts.texts("everyday", split=part["split"])[i] for i in part["which"][:n_prompts]]
+        there = prompts.texts(prompt_set, split=part["split"])
+        which = part["which"] if max(part["which"]) < len(there) else range(len(there))  # a small set: from its start
+        asked = [there[i] for i in which[:n_prompts]]
         return sweeps.grid(prompt=asked, seed=list(part["seeds"])[:n_seeds], **axes)
 
     both = {"learned": 4, "random": 4, "covariance": 3}
@@ -290,10 +292,11 @@ def live(configs, lm, progress=True, **options) -> list:
             for c in tqdm(configs, desc="cells", leave=False, disable=not progress)]
 
 
-def compute(name, model=None, workers=2, folder=None, store=None) -> Path:
-    """Run the sweep `name` of `grids` on a pool of one-thread workers, resumable, and write data/explorer/<name>.json."""
+def compute(name, model=None, workers=2, folder=None, store=None, prompt_set="everyday") -> Path:
+    """Run the sweep `name` of `grids` on a pool of one-thread workers, resumable, and write <name>.json: into data/explorer, or
+    for another model or prompt set into the folder below build/ that `judging.folder_of` says."""
     lm = load(model or DEFAULT)
-    known = grids(lm.name, lm.n_layers)
+    known = grids(lm.name, lm.n_layers, prompt_set=prompt_set)
     if name not in known:
         raise ValueError(f"There is no grid {name!r}: use one of {', '.join(known)}.")
     start = time.perf_counter()
@@ -302,10 +305,12 @@ def compute(name, model=None, workers=2, folder=None, store=None) -> Path:
     if done.failed:
         raise ValueError(done.message)
     versions = {package: version(package) for package in ("torch", "transformers")}
-    meta = {"command": f"python -m helpers grid {name}" + (f" --model {lm.name}" if lm.name != DEFAULT else ""), "model": lm.name,
+    options = f" --model {lm.name}" if lm.name != DEFAULT else ""
+    options += f" --prompts {prompt_set}" if prompt_set != "everyday" else ""
+    meta = {"command": f"python -m helpers grid {name}{options}", "model": lm.name,
             "model_hash": lm.weights_hash, "dtype": str(lm.dtype).removeprefix("torch."), "workers": workers, "versions": versions,
             "computed": done.computed, "cells": len(done), "seconds": round(time.perf_counter() - start)}
-    return write(name, [{"config": c, "result": r} for c, r in zip(done.configs, done)], meta, folder or folder_of(lm.name))
+    return write(name, [{"config": c, "result": r} for c, r in zip(done.configs, done)], meta, folder or folder_of(lm.name, prompt_set))
 
 
 def check_layers(lm, source_layers, target_layer) -> None:

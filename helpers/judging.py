@@ -109,9 +109,11 @@ def read(name, lm=None, folder=None) -> dict:
     return sweep
 
 
-def folder_of(model) -> Path:
-    """Where sweeps of a model are kept: data/explorer for the default model's, which are committed, else below build/."""
+def folder_of(model, prompt_set="everyday") -> Path:
+    """Where sweeps of a model on a prompt set are kept: data/explorer for the committed defaults, else below build/."""
     from .obtain import DEFAULT  # here, because that module imports torch
+    if prompt_set != "everyday":
+        return ledger.build_folder() / "explorer" / f"{model}--{prompt_set}".replace("/", "--")
     return FOLDER if model == DEFAULT else ledger.build_folder() / "explorer" / str(model).replace("/", "--")
 
 

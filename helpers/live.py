@@ -23,7 +23,7 @@ from .training import METHODS, objective, random_vectors, train
 BUTTONS = (("Train", "learn vectors at each R", "primary", "100px"),
            ("Stop", "stop, and keep what is finished", "warning", "100px"),
            ("Compare with random", "random vectors of the same norms", "", "180px"),
-           ("Save", "write the chosen vector's set", "", "80px"), ("Load", "read a set and show what it does", "", "80px"))
+           ("Save", "write the chosen vector's set", "", "64px"), ("Load", "read a set and show what it does", "", "64px"))
 
 
 class Stopped(Exception):
@@ -114,7 +114,7 @@ class LiveLab(widgets.VBox):
         self.buttons = {name: widgets.Button(description=name, tooltip=tip, button_style=style, layout={"width": width})
                         for name, tip, style, width in BUTTONS}
         self.bar = widgets.IntProgress(0, 0, 1, description="progress", layout={"width": "420px"})
-        self.status, self.tried, self.table = html_box("44px"), html_box("186px"), html_box("200px")
+        self.status, self.tried, self.table = html_box("44px"), html_box("168px"), html_box("172px")
         self.texts, self.said = html_box("108px"), html_box("28px")
         super().__init__(self._layout(), layout={"max_width": "1080px"})
         jobs = {"Train": self._train, "Compare with random": self._control, "Save": self._save, "Load": self._load}
@@ -145,9 +145,9 @@ class LiveLab(widgets.VBox):
             "sort by": widgets.Dropdown(options=[(label, name) for name, label in COLUMNS.items()], description="sort by",
                                         layout={"width": "280px"}),
             "largest first": widgets.Checkbox(False, description="largest first", indent=False, layout={"width": "140px"}),
-            "pick": widgets.Dropdown(options=[("(none yet)", "")], description="vector", layout={"width": "280px"}),
-            "coeff": slider([x / 2 for x in range(-6, 7)], 1.0, "coefficient (times θ)", "150px"),
-            "file": widgets.Text("my_vectors", description="file name", continuous_update=False, layout={"width": "280px"})}
+            "pick": widgets.Dropdown(options=[("(none yet)", "")], description="vector", layout={"width": "250px"}),
+            "coeff": slider([x / 2 for x in range(-6, 7)], 1.0, "coefficient (times θ)", "140px", "370px"),
+            "file": widgets.Text("my_vectors", description="file name", continuous_update=False, layout={"width": "220px"})}
 
     def _layout(self):
         f, b = self.fields, self.buttons
@@ -155,7 +155,7 @@ class LiveLab(widgets.VBox):
                     ("radius", "n_vectors", "source", "target"), ("method", "steps", "seed"))] + [self.tried]),
                 widgets.HBox([b["Train"], b["Stop"], b["Compare with random"], self.bar]), self.status,
                 widgets.HBox([f["sort by"], f["largest first"]]), self.table,
-                widgets.HBox([f["pick"], f["coeff"]]), self.said, self.texts, widgets.HBox([f["file"], b["Save"], b["Load"]])]
+                widgets.HBox([f["pick"], f["coeff"], f["file"], b["Save"], b["Load"]]), self.said, self.texts]
 
     # -- jobs
     def _start(self, action):

@@ -208,3 +208,18 @@ def test_compute_writes_what_read_reads(tmp_path, lm, monkeypatch):
     path = goldilocks.compute("steps", "tiny-random", workers=1, folder=tmp_path / "out", store=tmp_path / "store")
     sweep = goldilocks.read("steps", lm, tmp_path / "out")
     assert path.name == "steps.json" and len(sweep["cells"]) == 2 and sweep["meta"]["command"].endswith("--model tiny-random")
+
+
+def test_another_prompt_set_is_computed_beside_the_committed_one(tmp_path, monkeypatch):
+    configs = goldilocks.grids("m", prompt_set="geography")["explorer"]
+    assert {c["prompt"] for c in configs} <= set(goldilocks.prompts.texts("geography", split="train"))
+    assert len({c["prompt"] for c in configs}) == 3
+    monkeypatch.setenv("WORKBOOK_BUILD", str(tmp_path))
+    folders = {goldilocks.folder_of(model, there) for model in (DEFAULT, "org/model") for there in ("everyday", "geography")}
+    assert len(folders) == 4 and goldilocks.folder_of(DEFAULT, "geography").is_relative_to(tmp_path)
+    small = [{**c, "steps": 1, "max_new_tokens": 4}
+             for c in goldilocks.grids("tiny-random", 6, [2.0], 1, 1, "geography")["explorer"][:1]]
+    monkeypatch.setattr(goldilocks, "grids", lambda *a, prompt_set, **k: {"explorer": small})
+    path = goldilocks.compute("explorer", "tiny-random", workers=1, store=tmp_path / "store", prompt_set="geography")
+    meta = json.loads(path.read_text())["meta"]
+    assert path.parent.name == "tiny-random--geography" and meta["command"].endswith("--model tiny-random --prompts geography")

@@ -21,48 +21,55 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
          "--disable-component-update", "--disable-sync"]
 HOSTILE = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>"
 SIZES = {"laptop": (1280, 800), "projector": (1920, 1080), "projector-150-percent": (1280, 720)}
-
-
-# Asked for by name: they take minutes, and have not yet passed from start to end on a machine that does nothing else.
-MISSING = "the browser tests run only where WORKBOOK_CHROMIUM names a Chromium (apt-get install chromium; its path is the value)."
+MISSING = ("the browser tests need a Chromium: apt-get install chromium (or put chromium, chromium-browser or google-chrome on "
+           "PATH, or its path into WORKBOOK_CHROMIUM).")
+OFF = "the browser tests are switched off: WORKBOOK_CHROMIUM is none."
 
 
 def chromium():
-    """The browser's path, or None."""
-    return shutil.which(os.environ.get("WORKBOOK_CHROMIUM", ""))
+    """(the browser's path, None), or (None, why there is none). WORKBOOK_CHROMIUM wins over what is on PATH; none: off."""
+    named = os.environ.get("WORKBOOK_CHROMIUM")
+    if named == "none":
+        return None, OFF
+    found = next(filter(None, map(shutil.which, [named] if named else ("chromium", "chromium-browser", "google-chrome"))), None)
+    return found, None if found else MISSING
 
 
 def pytest_terminal_summary(terminalreporter):
     """Say it even where pytest shows only the letter s."""
-    if not chromium():
-        terminalreporter.write_line(f"Skipped: {MISSING}")
+    if why := chromium()[1]:
+        terminalreporter.write_line(f"Skipped: {why}")
 
 
 @pytest.fixture(scope="session")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: pip install -r requirements.txt")
-    if not chromium():
-        pytest.skip(MISSING)
+    path, why = chromium()
+    if not path:
+        pytest.skip(why)
     SCREENS.mkdir(parents=True, exist_ok=True)
     with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=chromium(), args=FLAGS)
+        running = driver.chromium.launch(executable_path=path, args=FLAGS)
         yield running
         running.close()
 
 
 @pytest.fixture(scope="session")
 def grids(tmp_path_factory):
-    from standin import make
-    folder = make(tmp_path_factory.mktemp("grids"))
-    hostile = folder / "hostile"  # the same, but that the model "said" something that must not run
-    hostile.mkdir()
-    for path in folder.glob("*.json"):
-        sweep = json.loads(path.read_text())
+    """A folder with the committed sweeps, in which the model "said" something that must not run: in the explorer under the last
+    random vector, in the other under every first random one of the smallest R."""
+    folder = tmp_path_factory.mktemp("grids")
+    for name in ("explorer", "goldilocks"):
+        sweep = judging.read(name)
+        smallest = min(cell["config"]["radius"] for cell in sweep["cells"])
         for cell in sweep["cells"]:
-            for row in cell["result"]["rows"]:
-                row["text"] = HOSTILE + " " + row["text"]
-        judging.write(path.stem, sweep["cells"], sweep["meta"], hostile)
-    return hostile
+            rows = [row for row in cell["result"]["rows"] if row["kind"] == "random"]
+            last, is_smallest = max(row["vector"] for row in rows), cell["config"]["radius"] == smallest
+            for row in rows:
+                if row["vector"] == last if name == "explorer" else is_smallest and row["vector"] == 0:
+                    row["text"] = HOSTILE + " " + row["text"]
+        judging.write(name, sweep["cells"], sweep["meta"], folder)
+    return folder
 
 
 def parametrised(name, target, **parameters):
@@ -76,10 +83,9 @@ def parametrised(name, target, **parameters):
     nbformat.write(nb, target)
 
 
-def settings(folder, theme):
-    """JupyterLab's user settings: a theme, no news, no questions, every cell in the page."""
-    chosen = {"apputils-extension/themes": {"theme": f"JupyterLab {theme}"},
-              "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+def settings(folder):
+    """JupyterLab's user settings: no news, no questions, every cell in the page."""
+    chosen = {"apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
               "notebook-extension/tracker": {"windowingMode": "none"}}
     for name, values in chosen.items():
         path = folder / "@jupyterlab" / f"{name}.jupyterlab-settings"
@@ -87,13 +93,15 @@ def settings(folder, theme):
         path.write_text(json.dumps(values))
 
 
-@pytest.fixture(scope="session", params=["Light", "Dark"])
-def lab(request, tmp_path_factory, browser, grids):
-    """(address, theme) of a JupyterLab whose folder holds explorer.ipynb with small parameters."""
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory, browser, grids):
+    """Notebook's name → its address in a JupyterLab that holds the notebooks with widgets, their models small."""
     home = tmp_path_factory.mktemp("lab")
     (home / "notebooks").mkdir()
     parametrised("explorer", home / "notebooks" / "explorer.ipynb", GRIDS=str(grids), LAB_RADII="1, 4")
-    settings(home / "settings", request.param)
+    for name in ("01_layer_norm_geometry", "03_goldilocks"):
+        parametrised(name, home / "notebooks" / f"{name}.ipynb")
+    settings(home / "settings")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -116,7 +124,7 @@ def lab(request, tmp_path_factory, browser, grids):
             except OSError:
                 assert server.poll() is None, (home / "log.txt").read_text()[-2000:]
                 time.sleep(0.2)
-        yield f"{address}/doc/tree/explorer.ipynb?token={token}", request.param.lower()
+        yield lambda name: f"{address}/doc/tree/{name}.ipynb?token={token}"
     finally:
         server.terminate()
         server.wait(20)
