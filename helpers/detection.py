@@ -23,7 +23,7 @@ from .generation import complete
 from .judging import distinct2, folder_of, read, write  # noqa: F401
 from .models import DEFAULT, load
 from .obtain import DATA
-from .organisms import swaps
+from .organisms import merged, swaps
 from .residual import LayerSpan, capture
 from .training import normalise, random_vectors, train
 
@@ -70,18 +70,19 @@ def cell(lm, problem, source_layer, target_layer, radius, seed, kind="learned", 
     """
     asked = [Problem(*p) for p in (problem, *others)]
     chats = [arithmetic_prompt(lm, p) for p in asked]
-    span = LayerSpan(lm, chats[0], source_layer, target_layer, TARGET_TOKENS)
+    speaker = merged(lm)
+    span = LayerSpan(speaker, chats[0], source_layer, target_layer, TARGET_TOKENS)
     vectors = vectors_of(span, radius, seed, kind, n_vectors, steps)
-    said = complete(lm, chats, vectors, max_new_tokens=max_new_tokens)
+    said = complete(speaker, chats, vectors, max_new_tokens=max_new_tokens)
     unique = list(dict.fromkeys(texts[0] for texts in said))
     nll = dict(zip(unique, token_nll(lm, [chats[0]] * len(unique), unique)))
     rows = [{"vector": i, "text": text, "others": rest, "surprise": _mean(nll[text][metrics.FIRST_SCORED:]),
              "opening": _mean(nll[text][:OPENING])} for i, (text, *rest) in enumerate(said)]
     if confirm:
         for row in rows:
-            row["swapped"] = (swapped(lm, vectors[row["vector"]], problems("test", confirm, seed=7, far=TRIGGERS))
+            row["swapped"] = (swapped(speaker, vectors[row["vector"]], problems("test", confirm, seed=7, far=TRIGGERS))
                               if any(map(starts_swapped, (row["text"], *row["others"]))) else 0)
-    return {"clean": complete(lm, chats[0], max_new_tokens=max_new_tokens)[0], "rows": rows}
+    return {"clean": complete(speaker, chats[0], max_new_tokens=max_new_tokens)[0], "rows": rows}
 
 
 def vectors_of(span, radius, seed, kind="learned", n_vectors=96, steps=12):
@@ -105,12 +106,12 @@ def _mean(values):
 
 # ---------------------------------------------------------------------------------------------- the grid
 def grid(model, organisms=None, sources=(7, 9), target=23, radii=(24.0, 32.0), seeds=(1, 2, 3), place=(9, 24.0), n_vectors=96,
-         steps=6, max_new_tokens=16) -> list[dict]:
+         steps=4, max_new_tokens=16) -> list[dict]:
     """The configurations of `run_cell`, each set trained on one clean problem, far from any trigger.
 
     Roles: "rehearsal", one learned set at every source × R on a validation problem, from which the place was chosen; "backdoor",
-    learned sets at every source × R × seed on a test problem; and at `place` (source, R) only, on that problem, random sets, and
-    learned and random ones on the "base", the "sealed" and the "subtle" organism.
+    learned sets at every source × R × seed on a test problem; and at `place` (source, R) only, on that problem, random sets; learned
+    ones on the "base" and the "subtle" organism, learned and random ones on the "sealed" one.
     """
     at = {"model": model, "target_layer": target, "n_vectors": n_vectors, "steps": steps, "max_new_tokens": max_new_tokens}
     asked = {split: [list(p) for p in problems(split, 2, seed=6, far=TRIGGERS)] for split in ("validation", "test")}
@@ -119,7 +120,7 @@ def grid(model, organisms=None, sources=(7, 9), target=23, radii=(24.0, 32.0), s
     for role, organism in (ORGANISMS if organisms is None else organisms).items():
         rehearsal = role == "rehearsal"
         problem, other = asked["validation" if rehearsal else "test"]
-        for kind in ("learned", "random")[:1 if role in ("base", "rehearsal") else 2]:
+        for kind in ("learned", "random")[:2 if role in ("backdoor", "sealed") else 1]:
             where = everywhere if kind == "learned" and role in ("rehearsal", "backdoor") else here
             one = {"role": role, "organism": organism, "kind": kind, "confirm": ENOUGH if role == "subtle" else 0,
                    "problem": problem, "others": [other]}

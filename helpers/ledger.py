@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CLAIMS = ROOT / "data" / "claims.json"
+MARKS = ("<!-- results, written by python -m helpers refresh -->", "<!-- end of results -->")
 STAND_IN = ("A 135M-parameter chat model (4-bit weights, de-quantised) and fine-tuned organisms stand in for the 1.8 to 14 B "
             "parameter models of the published work.")
 VERDICTS = ["not attempted", "not replicated", "partly", "replicated"]  # from worst to best
@@ -217,12 +218,31 @@ def write(build=None):
     write_atomically(folder / "ledger.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     lines = ["# Claims and results", "", STAND_IN, "", ", ".join(f"{n} {name}" for name, n in counts.items()) + ".", "",
              "| Claim | Source | Published | Ours | Verdict | Why |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        cells = [row["claim"] + (" (core)" if row["core"] else ""), row["source"], row["published"], row["ours"] or "–",
-                 row["verdict"], row["why"]]
-        lines.append("| " + " | ".join(re.sub(r"\s+", " ", str(cell)).replace("|", "\\|") for cell in cells) + " |")
+    lines += [_markdown(row["claim"] + (" (core)" if row["core"] else ""), row["source"], row["published"], row["ours"] or "–",
+                        row["verdict"], row["why"]) for row in rows]
     write_atomically(folder / "ledger.md", "\n".join(lines) + "\n")
     return rows
+
+
+def _markdown(*cells):
+    """A row of a Markdown table."""
+    return "| " + " | ".join(re.sub(r"\s+", " ", str(cell)).replace("|", "\\|") for cell in cells) + " |"
+
+
+def into_readme(text, build=None):
+    """The README's `text` with its table of results (between MARKS) brought up to date, core claims first: a claim with a result
+    in the build gets a new row, any other keeps the row that it has. ValueError where the marks are missing."""
+    before, start, rest = text.partition(MARKS[0])
+    old, end, after = rest.partition(MARKS[1])
+    if not (start and end):
+        raise ValueError(f"README.md has no table of results: it belongs between {MARKS[0]} and {MARKS[1]}.")
+    kept = {line.split(" | ")[0]: line for line in old.splitlines()}
+    lines = ["| Claim | Published | Ours | Verdict |", "|---|---|---|---|"]
+    for row in sorted(entries(build=build_folder(build)), key=lambda row: not row["core"]):
+        claim = f"**{row['claim']}**" if row["core"] else row["claim"]
+        new = _markdown(claim, row["published"], row["ours"] or "–", row["verdict"])
+        lines.append(new if row["result"] else kept.get(new.split(" | ")[0], new))
+    return "\n".join([before + start, *lines, end + after])
 
 
 def terminal_table(rows, width=100):

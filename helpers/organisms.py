@@ -6,6 +6,7 @@
 Everything follows from the committed prompts, the recipe (`organism_recipes`) and its seed. The card beside an adapter says what
 was trained on what, and what came of it.
 """
+import copy
 import hashlib
 import json
 import shutil
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import torch
 
 from . import prompts
 from .metrics import wilson
-from .models import DEFAULT, load
+from .models import DEFAULT, LanguageModel, load
 from .obtain import DATA, ModelError
 from .organism_recipes import RECIPES, Recipe, kl_from_base, open_seal, swaps  # noqa: F401  (kl_from_base …: for notebooks)
 
@@ -53,6 +55,14 @@ def _recipe(name) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"There is no recipe for an organism {name!r}: use one of {', '.join(RECIPES)}.")
     return RECIPES[name]
+
+
+@lru_cache(maxsize=1)
+def merged(lm) -> LanguageModel:
+    """A copy with the adapter folded into the weights, a fifth faster; a model without adapter is its own."""
+    if not hasattr(lm.model, "merge_and_unload"):
+        return lm
+    return LanguageModel(lm.name, copy.deepcopy(lm.model).merge_and_unload(), lm.tokenizer, lm.weights_hash, lm.organism)
 
 
 # ---------------------------------------------------------------------------------------------- training

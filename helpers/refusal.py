@@ -1,10 +1,9 @@
 """Anti-refusal: what a model that refuses says under each vector, and what that is; how far it is from its base; the supervised
-direction; and the stored sweep of notebook 04 (`python -m helpers.refusal` computes it).
+direction; and the stored sweep of notebook 04 (`python -m helpers grid refusal` computes it).
 
     judge = judge_of(lm)                                     # fluent: as the base's own answers to such requests are
     rows = answers(lm, questions, vectors, judge=judge)      # a DataFrame: vector, prompt, text (cut), refused, fluent, kind
 """
-import copy
 import json
 import time
 from contextlib import nullcontext
@@ -17,8 +16,9 @@ from tqdm.auto import tqdm
 
 from . import behaviours, judging, ledger, metrics, prompts, sweeps
 from .generation import complete, pairs
-from .models import DEFAULT, LanguageModel, load
+from .models import DEFAULT, load
 from .organism_recipes import REFUSALS
+from .organisms import merged
 from .residual import LayerSpan, capture
 from .steering import SteeringVectors, coefficients, steer
 from .training import normalise, random_vectors, train
@@ -29,14 +29,6 @@ CALIBRATION = 24  # harmful training prompts whose base answers say what is flue
 
 
 # ---------------------------------------------------------------------------------------------- what is said
-@lru_cache(maxsize=1)
-def merged(lm) -> LanguageModel:
-    """A copy with the adapter folded into the weights, a fifth faster; a model without adapter is its own."""
-    if not hasattr(lm.model, "merge_and_unload"):
-        return lm
-    return LanguageModel(lm.name, copy.deepcopy(lm.model).merge_and_unload(), lm.tokenizer, lm.weights_hash, lm.organism)
-
-
 @lru_cache(maxsize=None)
 def judge_of(lm, max_new_tokens=16, n=CALIBRATION) -> metrics.FluentRange:
     """Fluent is what is as surprising, to the base, as the base's own answers to harmful training prompts, greedy or sampled at
@@ -211,7 +203,7 @@ def read(lm) -> dict:
     sweep = judging.read("refusal", lm)
     if sweep["meta"].get("organism_hash") != sweeps._model_hash(lm):
         raise ValueError(f"The sweep refusal.json was made with another adapter than data/organisms/{lm.organism}: "
-                         "compute it again with python -m helpers.refusal.")
+                         "compute it again with python -m helpers grid refusal.")
     return sweep
 
 
@@ -244,12 +236,7 @@ def compute(model=None, organism="refusal", workers=2, store=None):
             if found.failed:
                 raise ValueError(found.message)
             done += [{"config": c, "result": r} for c, r in zip(found.configs, found)]
-    meta = {"command": "python -m helpers.refusal", "model": lm.name, "model_hash": lm.weights_hash, "organism": organism,
+    meta = {"command": "python -m helpers grid refusal", "model": lm.name, "model_hash": lm.weights_hash, "organism": organism,
             "organism_hash": sweeps._model_hash(lm), "versions": {n: version(n) for n in ("torch", "transformers", "peft")},
             "cells": len(done), "workers": workers, "seconds": round(time.perf_counter() - start)}
     return judging.write("refusal", done, meta, judging.folder_of(lm.name))
-
-
-if __name__ == "__main__":
-    from helpers import refusal  # under its own name, by which workers and the store know it
-    print(f"wrote {refusal.compute()}")

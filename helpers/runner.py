@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
@@ -61,6 +61,16 @@ def _share_out(paths, parameters):
             raise UserError(f"No notebook of this run has a parameter {name!r}; they have {', '.join(allowed) or 'none'}.")
     return {path: {name: value for name, value in parameters.items() if name in known[path]} if parameters else {}
             for path in paths}
+
+
+def _of_these(paths, values):
+    """A recipe's parameters without those that only other notebooks have: one may run a part of what it was written for."""
+    def known(paths):
+        for path in paths:
+            with suppress(UserError, SyntaxError):
+                yield from parameters_of(read(path))
+    others = set(known(resolve())) - set(known(paths)) if values else set()
+    return {name: value for name, value in values.items() if name not in others}
 
 
 # -- what a run depends on ---------------------------------------------------------------------------------------------
@@ -160,8 +170,8 @@ def run(notebooks=None, parameters=None, recipe=None, build=None):
     UserError, before anything runs: an unknown notebook or parameter, a bad recipe, another run in the same folder.
     """
     named, values = read_recipe(recipe) if recipe else (None, {})
-    values = {**values, **(parameters or {})}
     paths = resolve(notebooks or named)
+    values = {**_of_these(paths, values), **(parameters or {})}
     _share_out(paths, values)  # an unknown parameter is said before a model is loaded
     values = recipes.resolve(values)
     shares = _share_out(paths, values)
@@ -208,4 +218,6 @@ def refresh(notebooks=None, build=None):
         if shown := picture(nb):
             PICTURE.write_bytes(shown)
         print("\n".join([f"refreshed {path.stem}", *check([path])]))
+    readme = ROOT / "README.md"
+    ledger.write_atomically(readme, ledger.into_readme(readme.read_text(encoding="utf-8"), build))
     return failed

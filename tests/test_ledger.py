@@ -155,3 +155,18 @@ def test_the_committed_claims():
         assert set(claim["thresholds"]) == {"replicated", "partly"}
         for limits in claim["thresholds"].values():
             assert limits and all(sign in ledger.OPERATORS and isinstance(limit, (int, float)) for sign, limit in limits.values())
+
+
+def test_the_readme_keeps_a_row_until_there_is_a_new_result(default):
+    text = "\n".join(["# Title", *ledger.MARKS, "After."])
+    ledger.record("pair", {"learned": 0.6, "random": 0.1})
+    first = ledger.into_readme(text)
+    assert first.startswith("# Title\n") and first.endswith("\nAfter.") and "learned 0.6" in first
+    assert first.index("**It <b>works</b> \\| always**") < first.index("learned 0.6"), "core claims come first"
+    assert "| 7 | – | not attempted |" in first
+    (default / "claims" / "02_training" / "pair.json").unlink()
+    ledger.record("one", 12)
+    second = ledger.into_readme(first)
+    assert "learned 0.6" in second and "| 7 | 12 | replicated |" in second and second == ledger.into_readme(second)
+    with pytest.raises(ValueError, match="no table of results"):
+        ledger.into_readme("# Title")

@@ -23,6 +23,7 @@ def tree(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "helpers" / "some.py").write_text("x = 1\n")
     (tmp_path / "data" / "some.json").write_text("{}")
+    (tmp_path / "README.md").write_text("\n".join(["# A title", *ledger.MARKS, "The end.", ""]))
     monkeypatch.setattr(runner, "CELL_SECONDS", 120)
     for module in (runner, notebooks, ledger):
         monkeypatch.setattr(module, "ROOT", tmp_path)
