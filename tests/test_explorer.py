@@ -144,6 +144,13 @@ def test_shares_are_means_over_prompts_and_seeds(folder):
             assert mean == pytest.approx(wanted) and all(a <= b for a, b in zip(low, high))
 
 
+def test_the_committed_sweeps_are_small_and_say_how_they_were_made():
+    files = list(judging.FOLDER.glob("*.json"))
+    assert sum(path.stat().st_size for path in files) < 5e6
+    meta = judging.read("explorer")["meta"]
+    assert {"command", "model", "model_hash", "dtype", "versions"} <= set(meta)
+
+
 # -- the grid panel ----------------------------------------------------------------------------------------------------
 def test_sliders_hold_only_values_that_exist_and_answer_when_let_go(panel, grid):
     for axis, control in panel.controls.items():

@@ -10,7 +10,7 @@ import pytest
 
 from helpers import export, judging
 
-from .conftest import ROOT, SCREENS, SIZES
+from .conftest import MISSING, OFF, ROOT, SCREENS, SIZES, chromium
 
 MINUTES = 60_000  # Playwright counts in milliseconds
 
@@ -42,14 +42,14 @@ def opened(lab, browser):
 
     def open_and_run(name, last):
         page = context.new_page()
-        page.set_default_timeout(MINUTES)
+        page.set_default_timeout(5 * MINUTES)
         page.goto(lab(name))
         page.locator(".jp-CodeCell").first.wait_for()
-        page.get_by_text("| Idle").wait_for(timeout=2 * MINUTES)  # a kernel that still starts would be asked in vain
+        page.get_by_text("| Idle").wait_for()  # a kernel that still starts would be asked in vain
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
         try:
-            page.locator(f"{last}, {FAILED}").first.wait_for(timeout=8 * MINUTES)
+            page.locator(f"{last}, {FAILED}").first.wait_for(timeout=15 * MINUTES)
         finally:
             page.screenshot(path=SCREENS / f"opened-{name}.png")  # says more than a timeout
         assert page.locator(FAILED).all_inner_texts() == []
@@ -126,6 +126,18 @@ def choose(grid, **state):
         grid.locator("select").nth(["prompt", "kind"].index(name)).select_option(**chosen)
 
 
+def test_a_chromium_is_found_or_its_absence_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("WORKBOOK_CHROMIUM", raising=False)
+    assert chromium() == (None, MISSING) and "apt-get install chromium" in MISSING
+    for name in ("google-chrome", "chromium", "of-my-own"):
+        (tmp_path / name).touch(mode=0o755)
+    assert chromium() == (str(tmp_path / "chromium"), None)
+    for value, found in (("of-my-own", (str(tmp_path / "of-my-own"), None)), ("none", (None, OFF)), ("not-there", (None, MISSING))):
+        monkeypatch.setenv("WORKBOOK_CHROMIUM", value)
+        assert chromium() == found
+
+
 def test_no_cell_failed(page):
     no_error(page)
 
@@ -194,13 +206,13 @@ def fill(live, label, value):
     box.press("Tab")
 
 
-def press_button(live, name, said, minutes=2):
+def press_button(live, name, said, minutes=5):
     live.get_by_role("button", name=name, exact=True).click()
     live.locator(".widget-html").filter(has_text=said).first.wait_for(timeout=minutes * MINUTES)
 
 
 def idle(live):
-    live.locator("button:has-text('Train'):not([disabled])").wait_for(timeout=2 * MINUTES)
+    live.locator("button:has-text('Train'):not([disabled])").wait_for(timeout=5 * MINUTES)
 
 
 def test_a_bad_radius_is_said_in_the_panel(live):
@@ -218,7 +230,7 @@ def test_a_training_is_stopped_and_keeps_what_it_has(live):
     fill(live, "R (norm of θ)", "5")
     live.get_by_role("button", name="Train", exact=True).click()
     live.page.wait_for_function("""() => { const bar = [...document.querySelectorAll('.progress-bar')].at(-1);
-        return bar && parseFloat(bar.style.width) > 0; }""", timeout=2 * MINUTES)
+        return bar && parseFloat(bar.style.width) > 0; }""", timeout=5 * MINUTES)
     press_button(live, "Stop", "Stopped, and kept what was finished")
     idle(live)
     fill(live, "steps (number)", 2)
@@ -290,6 +302,7 @@ def exported(browser, javascript, grids, tmp_path_factory):
     index = export.main(tmp_path_factory.mktemp("build"), grids)
     context = browser.new_context(viewport=dict(zip(("width", "height"), SIZES["laptop"])))
     page = context.new_page()
+    page.set_default_timeout(5 * MINUTES)
 
     def serve(route):
         end = route.request.url.split("/")[-1].split("?")[0]
