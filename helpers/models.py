@@ -247,7 +247,7 @@ def _check_config(config, name: str):
     if any(architecture.endswith("ForMaskedLM") for architecture in getattr(config, "architectures", None) or ()):
         raise ModelError(f"{name} is an encoder ({kind}), its earlier tokens see the later ones: use a decoder-only model.")
     if type(config) in classes and "past_key_values" not in inspect.signature(classes[type(config)].forward).parameters:
-        raise ModelError(f"{name} has no key-value cache, it is a state space model or another kind without attention over a cache "
+        raise ModelError(f"{name} has no key-value cache, it is a state space model or another kind without attention over one "
                          f"({kind}): use a decoder-only transformer.")
 
 

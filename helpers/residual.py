@@ -226,8 +226,8 @@ class LayerSpan:
     The clean residuals at both ends are computed once; each call of `delta` runs only the blocks in between, from the cached
     source residual plus θ, for all vectors in one batch. `target_layers`: an int or a list. `target_positions`,
     `steered_positions`: a role, a slice or a list (see `select_tokens`). `site`: where θ is added, one of SITES.
-    `memory_budget` bytes bound the activations kept for the gradient (None: half of what is free, on a CPU at most 1 GB); they set
-    `chunk`, the vectors in one gradient step, which is halved where memory runs out nevertheless.
+    `memory_budget` bytes bound the activations kept for the gradient (None: half of what is free, on a CPU at most 1 GB); they
+    set `chunk`, the vectors in one gradient step, which is halved where memory runs out nevertheless.
     """
 
     def __init__(self, lm, prompts, source_layer, target_layers, target_positions=slice(None), steered_positions="all",

@@ -36,9 +36,9 @@ MEASURES = {"seconds": "time", "bytes": "memory", "flops": "arithmetic"}
 
 @lru_cache(maxsize=1)  # the sizes of one axis after another share a model
 def random_llama(width, depth) -> LanguageModel:
-    """A Llama with random weights that reads bytes; its heads are 32 wide, and three share their keys, so width is a multiple of 96."""
-    config = transformers.LlamaConfig(hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=depth, vocab_size=259,
-                                      num_attention_heads=width // 32, num_key_value_heads=width // 96)
+    """A Llama with random weights that reads bytes; heads are 32 wide, three share their keys: width is a multiple of 96."""
+    config = transformers.LlamaConfig(hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=depth,
+                                      vocab_size=259, num_attention_heads=width // 32, num_key_value_heads=width // 96)
     return random_model(config)
 
 
@@ -163,8 +163,10 @@ def figure(record):
         ax.plot(sizes, sizes / sizes[0], color="0.5", linestyle=":", label="in proportion")
         for i, name in enumerate(("seconds", "bytes")):
             values, power = np.array(found[name]), found["exponents"][MEASURES[name]]
-            ax.plot(sizes, values / values[0], marker="os"[i], color=figures.OTHERS[i], label=f"{MEASURES[name]}: size^{power:.2f}")
-        ax.set(xscale="log", yscale="log", xticks=sizes, xticklabels=sizes, xlabel=LABELS[axis], ylabel="relative to the smallest")
+            ax.plot(sizes, values / values[0], marker="os"[i], color=figures.OTHERS[i],
+                    label=f"{MEASURES[name]}: size^{power:.2f}")
+        ax.set(xscale="log", yscale="log", xticks=sizes, xticklabels=sizes, xlabel=LABELS[axis],
+               ylabel="relative to the smallest")
         ax.minorticks_off()
         ax.legend(fontsize=9)
     for ax in panels.flat[len(grown) + 1:]:
@@ -181,7 +183,8 @@ def report(record) -> list[str]:
     """The exponents as lines of text, with a sentence for whatever grows faster than it may."""
     lines = [f"{'cost ~ size^exponent':32s}" + "".join(f"{name:>12s}" for name in MEASURES.values())]
     for axis, found in record["axes"].items():
-        lines.append(f"{LABELS[axis].replace(chr(10), ', '):32.32s}" + "".join(f"{found['exponents'][m]:12.2f}" for m in MEASURES.values()))
+        powers = "".join(f"{found['exponents'][measure]:12.2f}" for measure in MEASURES.values())
+        lines.append(f"{LABELS[axis].splitlines()[0]:32s}{powers}")
     workers = record["workers"]
     lines += [f"{n} worker{'s' * (n > 1)}: {rate:.2f} runs a second, {times:.2f} times one worker's" for n, rate, times in
               zip(workers["workers"], workers["runs_per_second"], workers["times_one"])]
@@ -195,7 +198,8 @@ def measure(axes=AXES, base=BASE, repeats=3, **workers) -> dict:
     """The whole record: every axis, then workers; what it was measured with stands in "machine" and "command"."""
     start = time.perf_counter()
     record = {"command": "python -m helpers bench --scaling", "machine": machine(), "base": base,
-              "axes": {axis: grow(axis, sizes, base, repeats) for axis, sizes in axes.items()}, "workers": bench_workers(**workers)}
+              "axes": {axis: grow(axis, sizes, base, repeats) for axis, sizes in axes.items()},
+              "workers": bench_workers(**workers)}
     return {**record, "seconds": round(time.perf_counter() - start)}
 
 

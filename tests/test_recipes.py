@@ -2,6 +2,7 @@
 import pytest
 import torch
 from conftest import ARCHITECTURES, tiny_model
+from papermill.translators import PythonTranslator
 
 from helpers import goldilocks, notebooks, prompts, recipes, runner
 from helpers.residual import LayerSpan
@@ -33,9 +34,44 @@ def test_layers_go_by_depth_and_radii_by_measurement(path):
     shape = recipes.shapes()[parameters["MODEL"]]
     depth = shape.get("num_hidden_layers") or shape["n_layer"]
     assert [parameters[name] for name in ("SOURCE_LAYER", "TARGET_LAYER")] == [recipes.layer(k, depth) for k in (7, 21)]
-    blocks = parameters["BLOCKS"]
-    assert blocks == sorted(set(blocks)) and 0 <= blocks[0] and blocks[-1] < depth
+    for blocks in (parameters["BLOCKS"], parameters["LAYERS"]):
+        assert blocks == sorted(set(blocks)) and 0 <= blocks[0] and blocks[-1] < depth
+    assert parameters["LAYERS"][-1] < parameters["TARGET_LAYER"]  # they are source layers
     assert parameters["RADIUS"] == parameters["RADII"] == recipes.CALIBRATED
+
+
+@each_recipe
+def test_recipes_follow_the_notebooks_parameters(path):
+    parameters = runner.read_recipe(path)[1]
+    assert path.read_text(encoding="utf-8") == recipes.text(path, parameters["MODEL"]), "run  python -m helpers.recipes --write"
+    assert parameters["ORGANISM"] is None and runner.read_recipe(path)[0] is None
+    assert recipes.parameters_for(parameters["MODEL"]) == parameters
+
+
+def test_a_recipe_hands_none_to_the_notebooks_that_have_organisms():
+    (path,) = notebooks.resolve(["05"])
+    _, parameters = runner.read_recipe(PATHS[0])
+    share = runner._share_out([path], {"ORGANISM": parameters["ORGANISM"]})[path]
+    assert share == {"ORGANISM": None}
+    assert "ORGANISM = None\n" in PythonTranslator.codify(share)
+
+
+def test_a_recipe_runs_a_part_of_its_notebooks_too():
+    _, parameters = runner.read_recipe(PATHS[0])
+    (path,) = notebooks.resolve(["00"])
+    found = runner._of_these([path], {**parameters, "NO_SUCH": 1})
+    assert {"MODEL", "SOURCE_LAYER", "RADIUS", "NO_SUCH"} <= set(found) and not {"ORGANISM", "SWEEP", "BLOCKS"} & set(found)
+    with pytest.raises(notebooks.UserError, match="No notebook of this run has a parameter 'NO_SUCH'"):
+        runner._share_out([path], found)
+
+
+def test_the_table_says_what_fits_on_a_card(capsys):
+    big, small = "Qwen/Qwen2.5-7B-Instruct", "openai-community/gpt2"
+    lines = recipes.table(models=[big, small]).splitlines()
+    assert "24 GB" in lines[0] and len(lines) == 4
+    assert lines[2].split() == [big, "7,615,616,512", "15.2", "GB", "105", "MB", "41", "13", "chunks"]
+    assert "do not fit" in recipes.table(15e9, models=[big])
+    assert recipes.fits(big) == 41 and -(-512 // 41) == 13
 
 
 @pytest.mark.parametrize("model, parameters", [  # as published by their makers: so the shapes are theirs

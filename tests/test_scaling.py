@@ -10,7 +10,8 @@ from helpers import __main__, bench, gpu, scaling
 from helpers.training import value
 
 TINY = dict(vectors=4, tokens=8, distance=2, steps=1, depth=6, width=96)
-AXES = {"vectors": (2, 4, 8), "tokens": (6, 12, 24), "distance": (2, 4, 8), "steps": (1, 2, 4), "depth": (4, 8), "width": (96, 192)}
+AXES = {"vectors": (2, 4, 8), "tokens": (6, 12, 24), "distance": (2, 4, 8), "steps": (1, 2, 4), "depth": (4, 8),
+        "width": (96, 192)}
 
 
 @pytest.fixture(scope="module")
