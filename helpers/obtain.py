@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,7 +128,9 @@ def quiet():
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        with mock.patch.object(tqdm, "__init__", lambda bar, *args, **kwargs: start(bar, *args, **{**kwargs, "disable": True})):
+        with (mock.patch.object(tqdm, "__init__", lambda bar, *args, **kwargs: start(bar, *args, **{**kwargs, "disable": True})),
+              warnings.catch_warnings()):
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT's calls of transformers, which nobody here can change
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
