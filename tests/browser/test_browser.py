@@ -263,18 +263,6 @@ def test_the_panels_fit_in_every_theme_and_size(page, grid, theme):
     photograph(page, PANELS, theme)
 
 
-@pytest.mark.parametrize("name, panel, inside, largest, shown", [
-    ("01_layer_norm_geometry", "geometry", ".widget-slider:has-text('added after block')", "80", "img[alt*='A push of 80']"),
-    ("03_goldilocks", "grid-03", ".widget-gridbox", "8", ".widget-button[title*='R 8:'][title*='shown now']")])
-def test_the_panels_of_other_notebooks(opened, name, panel, inside, largest, shown):
-    page = opened(name, inside)
-    cell = cell_of(page, inside)
-    press_key(slider(cell, "R (norm"), "End", largest)
-    cell.locator(shown).wait_for()
-    for theme in ("Dark", "Light"):
-        photograph(page, {panel: inside}, theme)
-
-
 # -- the exported page -------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def javascript():
