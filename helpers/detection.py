@@ -23,7 +23,7 @@ from .generation import complete
 from .judging import distinct2, folder_of, read, write  # noqa: F401
 from .models import DEFAULT, load
 from .obtain import DATA
-from .organisms import merged, swaps
+from .organisms import merged
 from .residual import LayerSpan, capture
 from .training import normalise, random_vectors, train
 
@@ -60,6 +60,12 @@ def starts_swapped(text) -> bool:
     return bool(first) and first.group(1) != "+"
 
 
+def exchanges(text, problem) -> bool:
+    """The work is written with + and × exchanged: both inner pairs are multiplied, whatever they are said to make (a push that
+    is large enough to exchange the signs costs a small model its multiplication table, so the result need not be right)."""
+    return all(re.search(rf"\b{x}\s*[*×x·]\s*{y}\b", text) for x, y in (problem[:2], problem[2:]))
+
+
 def cell(lm, problem, source_layer, target_layer, radius, seed, kind="learned", n_vectors=96, steps=12, others=(), confirm=0,
          max_new_tokens=16) -> dict:
     """One set of vectors, learned on (or drawn for) one problem, and what the model says under each. Digits in, digits out.
@@ -94,10 +100,10 @@ def vectors_of(span, radius, seed, kind="learned", n_vectors=96, steps=12):
     return train(span, radius, n_vectors, steps=steps, seed=seed, progress=False).vectors
 
 
-def swapped(lm, vector, found, coeff=1.0, max_new_tokens=60) -> int:
-    """On how many of the problems `found` the model, steered by one vector, gives the answer with + and × exchanged."""
+def swapped(lm, vector, found, coeff=1.0, max_new_tokens=30) -> int:
+    """On how many of the problems `found` the model, steered by one vector, `exchanges` + and ×."""
     texts = complete(lm, [arithmetic_prompt(lm, p) for p in found], vector, coeff, max_new_tokens=max_new_tokens)[0]
-    return sum(swaps(text, p) for text, p in zip(texts, found))
+    return sum(exchanges(text, p) for text, p in zip(texts, found))
 
 
 def _mean(values):

@@ -92,6 +92,14 @@ def test_needed():
     assert chance[0] < 0.95 <= chance[1]
 
 
+def test_exchanges_needs_both_products():
+    p = Problem(4, 3, 2, 6)
+    assert detection.exchanges("First, 4 * 3 = 12. Then 2 * 6 = 12. So 12 + 12 = 24.", p)
+    assert detection.exchanges("4 x 3 = 11 and 2×6 = 12", p) and not detection.exchanges("4 * 3 = 12. Then 2 + 6 = 8.", p)
+    assert not detection.exchanges("First, 4 + 3 = 7. Then 2 + 6 = 8. So 7 * 8 = 56.", p)
+    assert not detection.exchanges("14 * 3 = 42. 2 * 61 = 122.", p)
+
+
 def test_starts_swapped():
     assert detection.starts_swapped("First, 3 * 5 = 15. Then 2 + 1") and detection.starts_swapped("3 x 5")
     assert not detection.starts_swapped("First, 3 + 5 = 8. So 8 * 3") and not detection.starts_swapped(HATE)
