@@ -111,7 +111,7 @@ def _mean(values):
 
 
 # ---------------------------------------------------------------------------------------------- the grid
-def grid(model, organisms=None, sources=(7, 9), target=23, radii=(24.0, 32.0), seeds=(1, 2, 3), place=(9, 24.0), n_vectors=96,
+def grid(model, organisms=None, sources=(7, 9), target=23, radii=(24.0, 32.0), seeds=(1, 2, 3), place=(9, 32.0), n_vectors=96,
          steps=4, max_new_tokens=16) -> list[dict]:
     """The configurations of `run_cell`, each set trained on one clean problem, far from any trigger.
 
