@@ -95,10 +95,12 @@ def settings(folder):
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory, browser, grids):
-    """Notebook's name → its address in a JupyterLab that holds explorer.ipynb with small parameters."""
+    """Notebook's name → its address in a JupyterLab that holds the notebooks with widgets, their models small."""
     home = tmp_path_factory.mktemp("lab")
     (home / "notebooks").mkdir()
     parametrised("explorer", home / "notebooks" / "explorer.ipynb", GRIDS=str(grids), LAB_RADII="1, 4")
+    for name in ("01_layer_norm_geometry", "03_goldilocks"):
+        parametrised(name, home / "notebooks" / f"{name}.ipynb")
     settings(home / "settings")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
