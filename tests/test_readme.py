@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers import ledger
 from helpers.__main__ import _parser
 from helpers.doctor import pins
 
@@ -84,3 +85,10 @@ def test_make_refuses_an_old_python(tmp_path):
     old.chmod(0o755)
     done = subprocess.run(["make", "run", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0 and "needs Python 3.11 or newer" in done.stderr and not (tmp_path / ".venv").exists()
+
+
+def test_results_in_the_readme_are_the_last_verdicts():
+    assert set(ledger.MARKS) <= set(readme().splitlines())
+    shown = dict(re.findall(r"^\| \**(.+?)\** \| .*\| ([\w ]+) \|$", readme(), re.M))
+    for claim in ledger.claims().values():
+        assert shown.get(claim["claim"]) == (claim["last_verdict"] or "not attempted"), claim["id"]
