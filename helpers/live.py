@@ -109,7 +109,7 @@ class LiveLab(widgets.VBox):
                  n_vectors=4, method="power", steps=8, seed=0, max_new_tokens=24, folder=None):
         self.lm, self.max_new_tokens, self.rows, self.sets, self.span, self.asked = lm, max_new_tokens, [], {}, None, None
         self.folder = folder or ledger.build_folder() / "vectors"
-        self.stop, self.thread, self.running = threading.Event(), None, False
+        self.stop, self.thread, self.running, self.again, self.lock = threading.Event(), None, None, False, threading.Lock()
         self.fields = self._fields(prompt, source_layer, target_layer, radii, n_vectors, method, steps, seed)
         self.buttons = {name: widgets.Button(description=name, tooltip=tip, button_style=style, layout={"width": width})
                         for name, tip, style, width in BUTTONS}
@@ -125,7 +125,7 @@ class LiveLab(widgets.VBox):
             self.fields[name].observe(lambda _: self._draw(), "value")
         for name in ("pick", "coeff"):
             self.fields[name].observe(lambda change: self._start(self._scale) if self.fields["pick"].value else None, "value")
-        self._busy(False)
+        self._busy(None)
         self.note("Press Train. Nothing is trained by typing or sliding.")
 
     def _fields(self, prompt, source_layer, target_layer, radii, n_vectors, method, steps, seed):
@@ -159,23 +159,30 @@ class LiveLab(widgets.VBox):
 
     # -- jobs
     def _start(self, action):
-        """Run `action` beside the main thread; a second job waits for nobody, it is refused."""
-        if self.running:
-            return self.note("One thing at a time: wait, or press Stop.")
-        self.stop.clear()
-        self._busy(True)
-        self.thread = threading.Thread(target=self._run, args=(action,), daemon=True)
+        """Run `action` beside the main thread. A second job is refused, but for a slider that moved on: its newest value follows."""
+        with self.lock:
+            if self.running:
+                if action == self.running == self._scale:
+                    self.again = True
+                    return
+                return self.note("One thing at a time: wait, or press Stop.")
+            self.stop.clear()
+            self._busy(action)
+        self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
-    def _run(self, action):
-        try:
-            action()
-        except Stopped:
-            self.note("Stopped before anything was finished; what was there before is kept.")
-        except Exception as error:
-            self.status.value = render_error(error)
-        finally:
-            self._busy(False)
+    def _run(self):
+        while True:
+            try:
+                self.running()
+            except Stopped:
+                self.note("Stopped before anything was finished; what was there before is kept.")
+            except Exception as error:
+                self.status.value = render_error(error)
+            with self.lock:
+                if not self.again:
+                    return self._busy(None)
+                self.again = False
 
     def wait(self, seconds=None):
         """Until the running job has ended; TimeoutError if it takes longer."""
@@ -188,12 +195,12 @@ class LiveLab(widgets.VBox):
         self.stop.set()
         self.note("Stopping …")
 
-    def _busy(self, busy):
-        self.running = busy
+    def _busy(self, action):
+        self.running = action
         for name, button in self.buttons.items():
-            button.disabled = busy != (name == "Stop")
-        for name in ("pick", "coeff"):
-            self.fields[name].disabled = busy or not self.sets
+            button.disabled = bool(action) != (name == "Stop")
+        for name in ("pick", "coeff"):  # a slider that goes dead under the hand loses the next key
+            self.fields[name].disabled = action not in (None, self._scale) or not self.sets
 
     def note(self, text):
         self.status.value = f'<div style="{FONT};font-size:15px">{html.escape(text)}</div>'
@@ -249,6 +256,8 @@ class LiveLab(widgets.VBox):
         self.note("Random vectors of the same norms, side by side with the learned ones. At which R do they differ most?")
 
     def _scale(self):
+        if not self.fields["pick"].value:  # chosen away while the last value was measured
+            return
         (kind, radius, i), coeff = self.fields["pick"].value, self.fields["coeff"].value
         vectors = self.sets[kind, radius][i] * coeff
         clean, _, _ = goldilocks.baseline(self.lm, self.asked[0], self.max_new_tokens)

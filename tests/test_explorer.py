@@ -346,6 +346,25 @@ def test_scaling_shows_the_scaled_vector(lab):
     assert (lab.fields["coeff"].options[0][1], lab.fields["coeff"].options[-1][1]) == (-3.0, 3.0)
 
 
+def test_a_slider_that_moves_on_while_one_value_is_measured_is_followed(lab, monkeypatch):
+    press(lab, "Train")
+    begun, go_on, asked, honest = threading.Event(), threading.Event(), [], live.measured
+
+    def slow(span, prompt, vectors, *others):
+        asked.append(vectors.radius)
+        begun.set()
+        assert go_on.wait(60)
+        return honest(span, prompt, vectors, *others)
+    monkeypatch.setattr(live, "measured", slow)
+    lab.fields["pick"].value = ("learned", 4.0, 1)
+    assert begun.wait(60) and not lab.fields["coeff"].disabled and lab.buttons["Train"].disabled
+    for coeff in (-1.0, -2.0, -3.0):
+        lab.fields["coeff"].value = coeff
+    go_on.set()
+    lab.wait(60)
+    assert asked == [4.0, 12.0] and "× -3" in plain(lab.texts.value) and not lab.buttons["Train"].disabled
+
+
 def test_vectors_are_saved_and_loaded(lab, tiny, tmp_path):
     assert "nothing to save" in press(lab, "Save") and "nothing to compare" in press(lab, "Compare with random")
     press(lab, "Train")

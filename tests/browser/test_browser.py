@@ -116,7 +116,7 @@ def slider(cell, label):
 
 
 def press_key(control, key, readout):
-    control.locator(".noUi-handle").focus()
+    control.locator(".noUi-target:not([disabled]) .noUi-handle").focus()
     control.page.keyboard.press(key)
     control.locator(".widget-readout").get_by_text(readout, exact=True).wait_for()
 
