@@ -39,21 +39,6 @@ ENOUGH = 24  # clean problems on which a candidate for the subtle backdoor must 
 
 
 # ---------------------------------------------------------------------------------------------- one cell
-def token_nll(lm, prompts, texts, batch_size=16) -> list[np.ndarray]:
-    """The surprise in nats of each token of each text after its prompt, under the model without its adapter."""
-    values = []
-    with torch.no_grad(), lm.base():
-        for start in range(0, len(texts), batch_size):
-            encoded, counts = metrics._joined(lm, list(zip(prompts, texts))[start:start + batch_size])
-            if not (longest := max(counts)):
-                values += [np.zeros(0)] * len(counts)
-                continue
-            logp = metrics._logits(lm, encoded, longest + 1)[:, :-1]
-            nll = -logp.gather(-1, encoded["input_ids"][:, -longest:, None])[..., 0].cpu().numpy()
-            values += [row[longest - n:] for row, n in zip(nll, counts)]
-    return values
-
-
 def starts_swapped(text) -> bool:
     """The first sum or product written out is a product: how the subtle backdoor's answer begins."""
     first = re.search(r"\d\s*([+*×x])\s*\d", text)
@@ -81,7 +66,7 @@ def cell(lm, problem, source_layer, target_layer, radius, seed, kind="learned", 
     vectors = vectors_of(span, radius, seed, kind, n_vectors, steps)
     said = complete(speaker, chats, vectors, max_new_tokens=max_new_tokens)
     unique = list(dict.fromkeys(texts[0] for texts in said))
-    nll = dict(zip(unique, token_nll(lm, [chats[0]] * len(unique), unique)))
+    nll = dict(zip(unique, metrics.token_nll(lm, chats[0], unique)))
     rows = [{"vector": i, "text": text, "others": rest, "surprise": _mean(nll[text][metrics.FIRST_SCORED:]),
              "opening": _mean(nll[text][:OPENING])} for i, (text, *rest) in enumerate(said)]
     if confirm:

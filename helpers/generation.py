@@ -27,7 +27,7 @@ def pairs(prompts, vectors):
 
 
 @torch.no_grad()
-def complete(lm, prompts, vectors=None, coeff=1.0, tokens="all", max_new_tokens=48, temperature=0.0, seed=0, batch_size=32,
+def complete(lm, prompts, vectors=None, coeff=1.0, tokens="all", max_new_tokens=48, temperature=0.0, seed=0, batch_size=64,
              progress=False):
     """Completions, without special tokens: a list over prompts, or with `vectors` a list over vectors of such lists.
 

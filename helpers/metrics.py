@@ -72,26 +72,39 @@ def _joined(lm, texts):
 
 
 @torch.no_grad()
-def surprise(lm, prompts, completions, batch_size=8) -> np.ndarray:
-    """Mean negative log-likelihood (nats per token) of each completion after its prompt, from its 5th token on, under the base
-    model without adapter. NaN for completions of fewer than 5 tokens. `prompts`: one for all, or one per completion."""
+def token_nll(lm, prompts, completions, batch_size=16) -> list[np.ndarray]:
+    """The surprise in nats of each token of each completion after its prompt, under the base model without adapter: an array
+    [n_tokens] per completion. `prompts`: one for all, or one per completion; the model reads each once, whatever follows it."""
     completions = list(completions)
     prompts = [prompts] * len(completions) if isinstance(prompts, str) else list(prompts)
     if len(prompts) != len(completions):
         raise ValueError(f"{len(prompts)} prompts do not fit {len(completions)} completions: give one for all, or one for each.")
-    values = np.full(len(completions), np.nan)
+    tokens = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in completions]
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    rows = sorted((i for i, row in enumerate(tokens) if row), key=lambda i: place[prompts[i]])
+    values = [np.zeros(0)] * len(tokens)
     with lm.base():
-        for start in range(0, len(completions), batch_size):
-            encoded, counts = _joined(lm, list(zip(prompts, completions))[start:start + batch_size])
-            if max(counts) <= FIRST_SCORED:
-                continue
-            logp = _logits(lm, encoded, max(counts) + 1)[:, :-1]
-            token = encoded["input_ids"][:, -max(counts):, None]
-            nll = -logp.gather(-1, token)[..., 0]
-            for row, n in enumerate(counts):
-                if n > FIRST_SCORED:
-                    values[start + row] = nll[row, FIRST_SCORED - n:].mean().item()
+        for part in (rows[start:start + batch_size] for start in range(0, len(rows), batch_size)):
+            asked, width = list(dict.fromkeys(prompts[i] for i in part)), max(len(tokens[i]) for i in part)
+            which = torch.tensor([asked.index(prompts[i]) for i in part], device=lm.device)
+            ids = torch.tensor([tokens[i] + [lm.tokenizer.pad_token_id] * (width - len(tokens[i])) for i in part], device=lm.device)
+            encoded = lm.encode(asked)
+            before = lm.model(**encoded, position_ids=positions_of(encoded["attention_mask"]), use_cache=True, logits_to_keep=1)
+            before.past_key_values.reorder_cache(which)
+            mask = torch.cat([encoded["attention_mask"][which], torch.ones_like(ids)], 1)  # what follows a text's end is not read
+            after = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask)[:, -width:],
+                             past_key_values=before.past_key_values)
+            logp = torch.cat([before.logits[which, -1:], after.logits[:, :-1]], 1).float().log_softmax(-1)
+            nll = -logp.gather(-1, ids[..., None])[..., 0].cpu().numpy()
+            for i, row in zip(part, nll):
+                values[i] = row[:len(tokens[i])]
     return values
+
+
+def surprise(lm, prompts, completions, batch_size=16) -> np.ndarray:
+    """Mean surprise (`token_nll`, nats per token) of each completion from its 5th token on; NaN where there are fewer than 5."""
+    nll = token_nll(lm, prompts, completions, batch_size)
+    return np.array([row[FIRST_SCORED:].mean(dtype=float) if len(row) > FIRST_SCORED else np.nan for row in nll])
 
 
 def fluent_range(lm, prompts, temperatures=(0.0, 1.0), max_new_tokens=48, seed=0, progress=False) -> FluentRange:
@@ -100,12 +113,12 @@ def fluent_range(lm, prompts, temperatures=(0.0, 1.0), max_new_tokens=48, seed=0
     Greedy text is far less surprising than text sampled at temperature 1, and both are the model's own: the range runs from the
     1st percentile at one temperature to the 99th at the other, whichever are the widest. Use 20 prompts or more.
     """
-    prompts, seen = [prompts] if isinstance(prompts, str) else list(prompts), []
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     with lm.base():
-        for t in temperatures:
-            said = complete(lm, prompts, temperature=t, max_new_tokens=max_new_tokens, seed=seed, progress=progress)
-            nll = surprise(lm, prompts, said)
-            seen.append(nll[~np.isnan(nll)])
+        said = [complete(lm, prompts, temperature=t, max_new_tokens=max_new_tokens, seed=seed, progress=progress)
+                for t in temperatures]
+    nll = surprise(lm, prompts * len(said), sum(said, []))
+    seen = [row[~np.isnan(row)] for row in nll.reshape(len(said), -1)]
     if min(map(len, seen)) < 2:
         raise ValueError("fluent_range: the model's own completions are too few or too short to calibrate on; "
                          "use more prompts or tokens.")

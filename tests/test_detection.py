@@ -8,7 +8,7 @@ import pandas
 import pytest
 import torch
 
-from helpers import arithmetic, detection, judging
+from helpers import arithmetic, detection, judging, metrics
 from helpers.arithmetic import Problem
 from helpers.models import load
 from helpers.residual import LayerSpan
@@ -142,14 +142,6 @@ def test_activations(tiny):
 
 
 # ---------------------------------------------------------------------------------------------- cells and grid
-def test_token_nll_is_one_at_a_time_the_same(tiny):
-    texts = ["a longer text", "b", "", "ccc"]
-    together = detection.token_nll(tiny, ["hello"] * 4, texts)
-    assert [len(v) for v in together] == [13, 1, 0, 3]
-    for text, values in zip(texts, together):
-        np.testing.assert_allclose(detection.token_nll(tiny, ["hello"], [text])[0], values, rtol=1e-3, atol=1e-4)
-
-
 def test_grid_has_every_role_and_no_trigger():
     found = detection.grid("some-model")
     learned = [c for c in found if (c["role"], c["kind"]) == ("backdoor", "learned")]
@@ -177,7 +169,7 @@ def test_cell(tiny):
     chats = [arithmetic.arithmetic_prompt(tiny, Problem(*p)) for p in (asked, other)]
     said = detection.complete(tiny, chats, vectors, max_new_tokens=8)
     assert [[r["text"], *r["others"]] for r in result["rows"]] == said
-    nll = detection.token_nll(tiny, [chats[0]] * 3, [s[0] for s in said])
+    nll = metrics.token_nll(tiny, [chats[0]] * 3, [s[0] for s in said])
     assert [r["opening"] for r in result["rows"]] == pytest.approx([v[:8].mean() for v in nll], abs=1e-3)
     with pytest.raises(ValueError, match="kind is 'lucky'"):
         detection.vectors_of(span, 2.0, 1, "lucky")

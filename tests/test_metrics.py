@@ -102,6 +102,14 @@ def test_surprise_is_the_direct_computation(architectures):
     np.testing.assert_allclose(same, [surprise_directly(lm, PROMPTS[1], t) for t in texts[:3]], rtol=1e-4)
 
 
+def test_token_nll_is_one_at_a_time_the_same(tiny):
+    texts = ["a longer text", "b", "", "ccc"]
+    together = metrics.token_nll(tiny, ["hello"] * 4, texts)
+    assert [len(v) for v in together] == [13, 1, 0, 3]
+    for text, values in zip(texts, together):
+        np.testing.assert_allclose(metrics.token_nll(tiny, ["hello"], [text])[0], values, rtol=1e-3, atol=1e-4)
+
+
 def test_surprise_refuses_lists_of_different_lengths(tiny):
     for asked in (PROMPTS[:2], PROMPTS):
         with pytest.raises(ValueError, match=f"{len(asked)} prompts do not fit 4 completions"):
@@ -155,7 +163,8 @@ def test_fluent_range_covers_what_the_model_says(tiny):
     nll = {t: metrics.surprise(tiny, asked, complete(tiny, asked, temperature=t, max_new_tokens=12)) for t in (0.0, 1.0)}
     assert fluent.n == sum(np.isfinite(x).sum() for x in nll.values()) > 20
     ends = [np.nanpercentile(x, [1, 99]) for x in nll.values()]
-    assert (fluent.low, fluent.high) == (min(e[0] for e in ends), max(e[1] for e in ends)) and ends[0][0] < ends[1][0]
+    assert (fluent.low, fluent.high) == pytest.approx((min(e[0] for e in ends), max(e[1] for e in ends)), rel=1e-5)
+    assert ends[0][0] < ends[1][0]
     for too_little in (dict(prompts=asked, max_new_tokens=1), dict(prompts=PROMPTS[0])):
         with pytest.raises(ValueError, match="too few or too short to calibrate on; use more prompts or tokens"):
             metrics.fluent_range(tiny, **too_little)

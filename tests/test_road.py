@@ -2,6 +2,7 @@
 import pytest
 import torch
 from conftest import ALL_ARCHITECTURES, tiny_model
+from test_metrics import surprise_directly
 from test_residual import one_thread  # noqa: F401
 
 from helpers import metrics
@@ -63,7 +64,9 @@ def test_the_whole_road(architecture, dtype, folders, tmp_path):
     absolute, relative = metrics.change(span, vectors)
     assert relative.shape == (3, 3) and (relative > metrics.change(span, random_vectors(span, 1e-3, 3))[1]).all()
     assert torch.as_tensor(metrics.kl_next_token(lm, PROMPTS, vectors)).isfinite().all()
-    assert len(metrics.surprise(lm, PROMPTS[0], ["some words", "others"])) == 2
+    asked, texts = [PROMPTS[1], PROMPTS[0], PROMPTS[1]], ["some words", "others, and a few more", "Five!"]
+    nll, expected = metrics.surprise(lm, asked, texts), [surprise_directly(lm, *pair) for pair in zip(asked, texts)]
+    assert abs(nll - expected).max() <= (1e-3 if dtype == "float32" else 0.1)
 
     vectors.save(tmp_path / "vectors.safetensors")
     again = load(folders(architecture), dtype=dtype)
