@@ -1,11 +1,16 @@
 """What the model then says: prompts × vectors completions, in batches."""
+from contextlib import nullcontext
+
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer
 
 from tqdm.auto import tqdm
 
 from .memory import in_parts
 from .steering import coefficients, steer
+
+SHARED = 8  # prompts that begin with as many tokens in common are worth the bookkeeping of `_read_once`
 
 
 class _Sampling(LogitsProcessor):
@@ -24,6 +29,37 @@ class _Sampling(LogitsProcessor):
 def pairs(prompts, vectors):
     """The rows (vector index, prompt index) of a prompts × vectors batch, one vector after another."""
     return [(v, i) for v in range(1 if vectors is None else len(vectors)) for i in range(len(prompts))]
+
+
+def _opening(encoded) -> int:
+    """How many leading tokens all prompts have in common, at least the last one of each left out."""
+    rows = [ids[mask.bool()] for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"])]
+    shortest = min(map(len, rows)) - 1
+    same = torch.stack([row[:shortest] == rows[0][:shortest] for row in rows]).all(0)
+    return int(same.long().cumprod(0).sum())
+
+
+def _read_once(lm, encoded, which, steered) -> dict:
+    """What `generate` gets: the prompts, and where many begin alike (a chat's system prompt) the cache of that beginning, read
+    once per vector instead of once per row. `which`: the vector of each row; `steered(vectors)`: a context that steers by them.
+
+    A row is then [beginning, padding, rest]. That is the same to plain attention only, so other caches are left alone.
+    """
+    vectors, n = list(dict.fromkeys(which)), _opening(encoded)
+    if n < SHARED or len(which) < 2 * len(vectors):
+        return encoded
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    beginning = ids[0][mask[0].bool()][:n].expand(len(vectors), n)
+    with steered(vectors):
+        cache = lm.model(input_ids=beginning, attention_mask=torch.ones_like(beginning), use_cache=True,
+                         logits_to_keep=1).past_key_values
+    if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return encoded
+    cache.reorder_cache(torch.tensor([vectors.index(v) for v in which], device=lm.device))
+    rest = torch.arange(ids.shape[1], device=lm.device) >= (ids.shape[1] - mask.sum(1) + n)[:, None]  # not of the beginning
+    start = beginning[:1].expand(len(which), n)
+    return {"input_ids": torch.cat([start, ids[:, n:].where(rest[:, n:], lm.tokenizer.pad_token_id)], 1),
+            "attention_mask": torch.cat([torch.ones_like(start), rest[:, n:].to(mask.dtype)], 1), "past_key_values": cache}
 
 
 @torch.no_grad()
@@ -50,15 +86,15 @@ def complete(lm, prompts, vectors=None, coeff=1.0, tokens="all", max_new_tokens=
                               repetition_penalty=1.0)  # the model's own would count padding, and so depend on the batch
     bar = tqdm(total=len(rows), desc="completions", leave=False, disable=not progress)
 
+    def steered(which):
+        return nullcontext() if vectors is None else steer(lm, vectors[which], coeffs[which], tokens)
+
     def say(part):
-        encoded = lm.encode([prompts[i] for _, i in part])
+        encoded, which = lm.encode([prompts[i] for _, i in part]), [v for v, _ in part]
         sampling = LogitsProcessorList([_Sampling(temperature, [seed * 1_000_003 + i for _, i in part])] if temperature else [])
-        if vectors is None:
-            out = lm.model.generate(**encoded, generation_config=config, logits_processor=sampling)
-        else:
-            which = [v for v, _ in part]
-            with steer(lm, vectors[which], coeffs[which], tokens):
-                out = lm.model.generate(**encoded, generation_config=config, logits_processor=sampling)
+        asked = _read_once(lm, encoded, which, steered) if tokens == "all" else encoded
+        with steered(which):
+            out = lm.model.generate(**asked, generation_config=config, logits_processor=sampling)
         bar.update(len(part))
         return lm.tokenizer.batch_decode(out[:, encoded["input_ids"].shape[1]:], skip_special_tokens=True)
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import ALL_ARCHITECTURES, tiny_model
 from test_residual import PROMPTS, ids_of, one_thread, run_plain, some_vectors  # noqa: F401
 
+from helpers import generation
 from helpers.generation import complete, pairs
 from helpers.steering import SteeringVectors, steer
 
@@ -38,6 +39,24 @@ def test_batch_is_one_at_a_time(architectures, temperature, tokens):
         assert complete(lm, PROMPTS, vectors, batch_size=batch_size, **options) == together
     with steer(lm, 2.0 * vectors[2], tokens=tokens):
         assert complete(lm, PROMPTS, **{**options, "coeff": 1.0}) == together[2]
+
+
+ALIKE = ["You are kind. Hi!", "You are kind. What is tea, and what is it not?", "You are kind. Why?", "You are kind. Hi! Ho!"]
+NOT_PLAIN = ("mistral", "gemma3", "gemma2", "cohere2", "starcoder2", "gpt_oss", "lfm2", "falcon_h1", "qwen3_5")  # windows, states
+
+
+@pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
+def test_a_beginning_read_once_changes_nothing(architecture, monkeypatch):
+    lm, honest, asked = tiny_model(architecture), generation._read_once, []
+    vectors = vectors_for(lm, 2)
+    monkeypatch.setattr(generation, "_read_once", lambda *args: asked.append(honest(*args)) or asked[-1])
+    together = [complete(lm, ALIKE, max_new_tokens=6), *complete(lm, ALIKE, vectors, max_new_tokens=6)]
+    shared = [one for one in asked if "past_key_values" in one]
+    assert len(shared) == (0 if architecture in NOT_PLAIN else 2)
+    for one in shared:
+        assert one["attention_mask"].sum(1).tolist() == [len(ids_of(lm, p)) for p in ALIKE] * (len(one["input_ids"]) // 4)
+    assert [[complete(lm, prompt, max_new_tokens=6)[0] for prompt in ALIKE],
+            *[[complete(lm, prompt, vectors[v], max_new_tokens=6)[0][0] for prompt in ALIKE] for v in (0, 1)]] == together
 
 
 def test_shape_and_order_of_the_result(tiny):
