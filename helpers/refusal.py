@@ -20,7 +20,7 @@ from .models import DEFAULT, load
 from .organism_recipes import REFUSALS
 from .organisms import merged
 from .residual import LayerSpan, capture
-from .steering import SteeringVectors, coefficients, steer
+from .steering import SteeringVectors, steer
 from .training import normalise, random_vectors, train
 
 TARGET_TOKENS = slice(-3, None)
@@ -65,30 +65,27 @@ def answers(lm, asked, vectors=None, coeff=1.0, judge=None, max_new_tokens=16, b
 
 # ---------------------------------------------------------------------------------------------- how far from the base
 @torch.no_grad()
-def kl_to_base(lm, asked, texts, vectors=None, coeff=1.0, batch_size=16) -> np.ndarray:
-    """KL(model ‖ its base) in nats at every token of the given continuations, the model steered by one vector (or by none).
-
-    Returns [n_texts, longest], NaN after the end of a text. `asked` are plain texts, `texts` what follows each.
+def kl_to_base(lm, asked, texts, vectors=None, batch_size=16) -> np.ndarray:
+    """KL(model ‖ its base) in nats at every token of the given continuations: first of the model unsteered, then steered by each
+    vector. Returns [1 + n_vectors, n_texts, longest], NaN after the end of a text. `asked` are plain texts, `texts` what follows.
     """
     if len(asked) != len(texts) or not all(texts):
         raise ValueError(f"{len(asked)} prompts and {len(texts)} continuations do not fit: one non-empty text each is needed.")
-    if vectors is not None and len(vectors) != 1:
-        raise ValueError(f"{len(vectors)} vectors do not fit: kl_to_base steers with one.")
     chats, found = [lm.chat_prompt(text) for text in asked], []
+    pushes = [None, *([] if vectors is None else [vectors[i] for i in range(len(vectors))])]
     for start in range(0, len(texts), batch_size):
         encoded, counts = metrics._joined(lm, list(zip(chats, texts))[start:start + batch_size])
         longest = max(counts)
         with lm.base():
             base = metrics._logits(lm, encoded, longest + 1)[:, :-1]
-        if vectors is None:
-            ours = metrics._logits(lm, encoded, longest + 1)[:, :-1]
-        else:
-            with steer(lm, vectors, coefficients(coeff, 1)[0]):
+        for push in pushes:
+            with nullcontext() if push is None else steer(lm, push):
                 ours = metrics._logits(lm, encoded, longest + 1)[:, :-1]
-        kl = (ours.exp() * (ours - base)).sum(-1)
-        found += [kl[row, -n:].cpu().numpy() for row, n in enumerate(counts)]
-    width = max(map(len, found))
-    return np.stack([np.pad(row, (0, width - len(row)), constant_values=np.nan) for row in found])
+            kl = (ours.exp() * (ours - base)).sum(-1).cpu().numpy()
+            found.append([row[-n:] for row, n in zip(kl, counts)])
+    by_push = [sum(found[k::len(pushes)], []) for k in range(len(pushes))]
+    width = max(map(len, by_push[0]))
+    return np.array([[np.pad(row, (0, width - len(row)), constant_values=np.nan) for row in rows] for rows in by_push])
 
 
 # ---------------------------------------------------------------------------------------------- the supervised yardstick

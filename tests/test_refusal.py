@@ -45,18 +45,21 @@ def test_answers_run_over_vectors_then_prompts(tiny, vectors):
 
 def test_kl_to_base_is_zero_without_adapter_and_vector(tiny, vectors):
     texts = ["Do it.", "Take flour and water"]
-    still = refusal.kl_to_base(tiny, ASKED[:2], texts)
+    (still,) = refusal.kl_to_base(tiny, ASKED[:2], texts)
     assert still.shape == (2, len(texts[1])) and np.isnan(still[0, len(texts[0]):]).all()
     assert np.nanmax(np.abs(still)) < 1e-6
-    pushed = refusal.kl_to_base(tiny, ASKED[:2], texts, vectors[0])
-    assert np.nanmin(pushed) > -1e-6 and np.nanmean(pushed) > 1e-3
-    assert np.nanmax(np.abs(refusal.kl_to_base(tiny, ASKED[:2], texts, vectors[0], coeff=0.0))) < 1e-6
+    again, pushed, further, unmoved = refusal.kl_to_base(
+        tiny, ASKED[:2], texts, SteeringVectors(torch.cat([vectors[:2].tensor, 0 * vectors[:1].tensor]), vectors.source_layer))
+    assert np.nanmin(pushed) > -1e-6 and np.nanmean(pushed) > 1e-3 and np.nanmean(np.abs(pushed - further)) > 1e-4
+    assert np.nanmax(np.abs(unmoved)) < 1e-6 and np.array_equal(again, still, equal_nan=True)
+    for batch_size in (1, 2):
+        np.testing.assert_allclose(refusal.kl_to_base(tiny, ASKED[:2], texts, vectors[:1], batch_size)[1], pushed, atol=1e-5)
 
 
-@pytest.mark.parametrize("texts, which", [(["one"], 1), (["one", ""], 1), (["one", "two"], 2)])
-def test_kl_to_base_refuses_what_does_not_fit(tiny, vectors, texts, which):
+@pytest.mark.parametrize("texts", [["one"], ["one", ""]])
+def test_kl_to_base_refuses_what_does_not_fit(tiny, texts):
     with pytest.raises(ValueError):
-        refusal.kl_to_base(tiny, ASKED[:2], texts, vectors[:which])
+        refusal.kl_to_base(tiny, ASKED[:2], texts)
 
 
 def test_difference_of_means_is_just_that(tiny):
