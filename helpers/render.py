@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import colormaps
 
 from . import figures
-from .judging import AXES, BINS, GAUGES, place, variety
+from .judging import AXES, BINS, GAUGES, place
 from .notebooks import PANEL_ERROR
 
 COLUMNS = {"radius": "R", "kind": "kind", "vector": "vector", "objective": "objective ‖Δ‖²", "kl": "KL, nats",
@@ -265,15 +265,13 @@ def render_table(rows, by="radius", down=False) -> str:
 
 
 def render_tried(rows) -> str:
-    """Per R: how many vectors changed the answer, stayed fluent, did both, and how different their answers are."""
+    """A line per R: how many learned vectors changed the answer, stayed fluent, did both, and how many random ones did both."""
+    def share(part, *names):
+        return f"{sum(all(r[name] for name in names) for r in part)} of {len(part)}" if part else "–"
     body = []
     for radius in sorted({r["radius"] for r in rows}):
-        for kind in ("learned", "random"):
-            part = [r for r in rows if (r["radius"], r["kind"]) == (radius, kind)]
-            if not part:
-                continue
-            both = sum(r["changed"] and r["fluent"] for r in part)
-            counts = [f"{n} of {len(part)}" for n in (sum(r["changed"] for r in part), sum(r["fluent"] for r in part), both)]
-            different = number(variety([r["text"] for r in part]))
-            body.append([number(radius), kind, *counts[:2], f"<b>{counts[2]}</b> {'█' * both}", different])
-    return _table(["R", "kind", "changed", "fluent", "both", "diversity"], body)
+        learned, chance = ([r for r in rows if (r["radius"], r["kind"]) == (radius, kind)] for kind in ("learned", "random"))
+        bar = "█" * sum(r["changed"] and r["fluent"] for r in learned)
+        body.append([number(radius), share(learned, "changed"), share(learned, "fluent"),
+                     f"<b>{share(learned, 'changed', 'fluent')}</b> {bar}", share(chance, "changed", "fluent")])
+    return _table(["R", "learned: changed", "fluent", "both", "random: both"], body)

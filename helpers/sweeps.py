@@ -291,7 +291,8 @@ def pool(workers=None, threads=1):
 
 
 def _start_worker(threads):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too: they end at once, without a traceback each
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored: begun in the background, where Ctrl-C is for others
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too: they end at once, without a traceback each
     limit_threads(threads)
 
 

@@ -263,8 +263,9 @@ def test_training_fills_the_tables(lab):
     span = live.LayerSpan(lab.lm, lab.lm.chat_prompt("What is tea?"), 1, 4, slice(-3, None))
     wanted = training.train(span, 4.0, 2, steps=2, progress=False)
     torch.testing.assert_close(lab.sets["learned", 4.0].tensor, wanted.vectors.tensor)
-    assert "4 learned" in " ".join(plain(lab.tried.value).split()) and lab.bar.value == lab.bar.max
+    assert lab.tried.value.count("–") == 2 and lab.bar.value == lab.bar.max
     press(lab, "Compare with random")
+    assert "–" not in lab.tried.value
     for radius in (1.0, 4.0):
         assert lab.sets["random", radius].tensor.norm(dim=1).tolist() == pytest.approx([radius] * 2)
 
@@ -385,6 +386,13 @@ def test_vectors_are_saved_and_loaded(lab, tiny, tmp_path):
     for name in ("../tea", "", "a/b", ".hidden"):
         other.fields["file"].value = name
         assert "no folders" in press(other, "Save")
+
+
+def test_tried_has_a_line_per_radius():
+    rows = [{"radius": r, "kind": kind, "changed": kind == "learned", "fluent": r < 9 or i == 0}
+            for r, kind in ((8.0, "learned"), (40.0, "learned"), (8.0, "random")) for i in (0, 1)]
+    lines = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in render.render_tried(rows).split("<tr>")[2:]]
+    assert lines == [["8", "2 of 2", "2 of 2", "<b>2 of 2</b> ██", "0 of 2"], ["40", "2 of 2", "1 of 2", "<b>1 of 2</b> █", "–"]]
 
 
 def test_the_table_is_sorted_and_what_has_no_number_comes_last():

@@ -325,7 +325,9 @@ def test_a_worker_killed_in_a_pool_leaves_the_rest_to_the_next_run(tmp_path, cap
 
 def test_ctrl_c_ends_workers_quietly_and_keeps_results(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(f"""if __name__ == "__main__":
+    script.write_text(f"""import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were begun in the background
+if __name__ == "__main__":
     from helpers import sweeps
     import test_sweeps
     with sweeps.pool(2) as pool:
