@@ -340,7 +340,6 @@ if __name__ == "__main__":
         if len(calls(tmp_path)) >= 3 and records(tmp_path / "store"):  # both workers are in a run of a minute, or will be
             break
         time.sleep(0.05)
-    time.sleep(1)  # until it waits again: Python swallows an interrupt that comes amid a callback of the pool
     os.killpg(process.pid, signal.SIGINT)
     problem = process.communicate(timeout=30)[1]
     assert process.returncode and problem.strip().endswith("KeyboardInterrupt") and problem.count("Traceback") == 1
