@@ -7,7 +7,8 @@ from contextlib import ExitStack
 
 import torch
 
-from .residual import _hidden, capture, forward_decoder, resolve_layer
+from .residual import capture
+from .sites import forward_decoder, hidden_of, resolve_layer
 from .training import normalise
 
 PARTS = ("centres", "shift", "gain", "epsilon")
@@ -49,7 +50,7 @@ def input_norm(lm, layer) -> torch.nn.Module:
     block, found = lm.blocks[resolve_layer(lm, layer)], []
     with torch.no_grad(), ExitStack() as stack:
         def start(module, args, kwargs):
-            stack.entered = _hidden(args, kwargs)
+            stack.entered = hidden_of(args, kwargs)
         def look(module, args, kwargs):
             given = args[0] if args else kwargs.get("hidden_states")
             if torch.is_tensor(given) and given is stack.entered and getattr(module, "weight", torch.zeros(1, 1)).ndim == 1:

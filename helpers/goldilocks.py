@@ -19,7 +19,8 @@ from .generation import complete
 from .geometry import check_radii, input_norm
 from .judging import FOLDER, folder_of, read, table, write  # noqa: F401 (they need no torch)
 from .models import DEFAULT, load
-from .residual import LayerSpan, capture, resolve_layer
+from .residual import LayerSpan, capture
+from .sites import resolve_layer
 from .steering import SteeringVectors, steer
 from .training import normalise, random_vectors, train
 

@@ -5,7 +5,8 @@ import torch
 from . import prompts as prompt_data
 from .generation import complete, pairs
 from .judging import FluentRange, distinct2  # noqa: F401 (they need no torch, and are part of this module's meaning)
-from .residual import capture, positions_of
+from .residual import capture
+from .sites import positions_of
 from .steering import coefficients, steer
 
 FIRST_SCORED = 4  # fluency counts from the 5th token on: a new opening may surprise, what follows has to fit it

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .residual import _check_site, add_at, resolve_layer, select_tokens
+from .sites import add_at, check_site, resolve_layer, select_tokens
 
 FORMAT = "steering-vectors/1"
 
@@ -32,7 +32,7 @@ class SteeringVectors:
             raise ValueError(f"steering vectors of shape {list(tensor.shape)} do not fit: [n_vectors, d_model] is needed.")
         if not tensor.isfinite().all():
             raise ValueError("steering vectors hold NaN or infinite numbers.")
-        _check_site(self.site)
+        check_site(self.site)
         object.__setattr__(self, "tensor", tensor)
 
     def __len__(self):
