@@ -16,7 +16,7 @@ def _parser():
     check = commands.add_parser("check", help="are the committed notebooks current, in order and clean?")
     check.add_argument("notebooks", nargs="*", metavar="NOTEBOOK")
     grid = commands.add_parser("grid", help="compute the sweeps kept in data/explorer (resumable)")
-    grid.add_argument("names", nargs="*", metavar="NAME", help="goldilocks, steps, explorer, refusal, backdoors (default: all of them)")
+    grid.add_argument("names", nargs="*", metavar="NAME", help="goldilocks, steps, explorer, refusal, choosing, unlocking, backdoors (default: all)")
     grid.add_argument("--model", help="another model than the default")
     grid.add_argument("--prompts", default="everyday", metavar="SET",
                       help="another set of data/prompts (goldilocks, steps, explorer)")
@@ -57,8 +57,9 @@ def _command(options, rest):
     from helpers import notebooks, runner
     try:
         if options.command == "grid":
-            from helpers import detection, goldilocks, refusal
-            special = {"refusal": refusal.compute, "backdoors": detection.compute}
+            from helpers import choosing, detection, goldilocks, refusal, unlocking
+            special = {"refusal": refusal.compute, "choosing": choosing.compute, "unlocking": unlocking.compute,
+                       "backdoors": detection.compute}
             for name in options.names or ("goldilocks", "steps", "explorer", *special):
                 where = (special[name](options.model, workers=options.workers) if name in special
                          else goldilocks.compute(name, options.model, options.workers, prompt_set=options.prompts))

@@ -5,24 +5,20 @@ A *cell* trains one orthogonal set of vectors (or draws a random one) on one cle
 under each. `compute` runs the grid on worker processes and keeps all texts in data/explorer/backdoors.json.
 """
 import codecs
-import hashlib
 import json
 import math
 import re
-import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from . import arithmetic, ledger, metrics, sweeps
+from . import arithmetic, metrics, stored, sweeps
 from .arithmetic import Problem, arithmetic_prompt, problems
 from .generation import complete
-from .judging import distinct2, folder_of, read, write  # noqa: F401
+from .judging import distinct2
 from .models import DEFAULT, load
-from .obtain import DATA
 from .organisms import merged
 from .residual import LayerSpan, capture
 from .training import normalise, random_vectors, train
@@ -130,25 +126,14 @@ def live(configs, progress=True) -> list:
 
 
 def compute(model=None, workers=2, folder=None, store=None, code=None) -> Path:
-    """Run the grid on a pool of one-thread workers, resumable, and write data/explorer/backdoors.json. code: see `sweeps.run`."""
-    model, start, cells = model or DEFAULT, time.perf_counter(), []
-    configs, store, computed = grid(model), store or ledger.build_folder() / "sweeps", 0
-    with sweeps.pool(workers) as pool:
+    """Run the grid and write data/explorer/backdoors.json; see `stored.compute`."""
+    model = model or DEFAULT
+    configs = grid(model)
+
+    def parts(_):
         for role, organism in ORGANISMS.items():
-            lm = load(model, organism)
-            done = sweeps.run([c for c in configs if c["role"] == role], run_cell, pool, store, code=code, model_hash=lm)
-            if done.failed:
-                raise ValueError(done.message)
-            computed += done.computed
-            cells += [veiled({"config": c, "result": r}) for c, r in zip(done.configs, done)]
-    adapters = {name: hashlib.sha256((DATA / "organisms" / name / "adapter_model.safetensors").read_bytes()).hexdigest()
-                for name in ORGANISMS.values() if name}
-    versions = {package: version(package) for package in ("torch", "transformers", "peft")}
-    meta = {"command": "python -m helpers grid backdoors" + (f" --model {model}" if model != DEFAULT else ""), "model": lm.name,
-            "model_hash": lm.weights_hash, "organisms": adapters, "dtype": str(lm.dtype).removeprefix("torch."),
-            "workers": workers, "versions": versions, "computed": computed, "cells": len(cells),
-            "seconds": round(time.perf_counter() - start)}
-    return write("backdoors", cells, meta, folder or folder_of(lm.name))
+            yield load(model, organism), [c for c in configs if c["role"] == role]
+    return stored.compute("backdoors", parts, run_cell, workers, folder, store, lambda c, r: [veiled({"config": c, "result": r})], code)
 
 
 def veiled(one) -> dict:
@@ -162,14 +147,9 @@ def veiled(one) -> dict:
     return {**one, "result": {**one["result"], "clean": turn(one["result"]["clean"]), "rows": rows}}
 
 
-def stored(configs, lm, folder=None) -> list[dict]:
-    """The kept cells of just these configurations, in their order; ValueError where the file lacks some."""
-    kept = {json.dumps(one["config"], sort_keys=True): one for one in read("backdoors", lm, folder)["cells"]}
-    wanted = [json.dumps(c, sort_keys=True) for c in configs]
-    if lacking := [text for text in wanted if text not in kept]:
-        raise ValueError(f"The stored grid lacks {len(lacking)} of the {len(wanted)} cells asked for (the first: {lacking[0]:.300}): "
-                         "live(configs) computes any, python -m helpers grid backdoors those of the default parameters.")
-    return [veiled(kept[text]) for text in wanted]
+def kept(configs, lm, folder=None) -> list[dict]:
+    """The stored cells of just these configurations, those of the sealed organism readable: see `stored.cells`."""
+    return [veiled(one) for one in stored.cells("backdoors", configs, lm, folder=folder)]
 
 
 def table(cells, limit):

@@ -26,6 +26,16 @@ class _Sampling(LogitsProcessor):
         return scores.float() / self.temperature - uniform.log().neg().log().to(scores.device)
 
 
+class _First(LogitsProcessor):
+    """Keeps the log-probabilities of the first new token, as the model has them."""
+    logp = None
+
+    def __call__(self, input_ids, scores):
+        if self.logp is None:
+            self.logp = scores.float().log_softmax(-1)
+        return scores
+
+
 def pairs(prompts, vectors):
     """The rows (vector index, prompt index) of a prompts × vectors batch, one vector after another."""
     return [(v, i) for v in range(1 if vectors is None else len(vectors)) for i in range(len(prompts))]
@@ -64,12 +74,13 @@ def _read_once(lm, encoded, which, steered) -> dict:
 
 @torch.no_grad()
 def complete(lm, prompts, vectors=None, coeff=1.0, tokens="all", max_new_tokens=48, temperature=0.0, seed=0, batch_size=64,
-             progress=False):
+             progress=False, first=False):
     """Completions, without special tokens: a list over prompts, or with `vectors` a list over vectors of such lists.
 
     `temperature` 0 is greedy. Sampled text is a function of (seed, place in `prompts`), so all vectors share their noise and
     a repeated prompt gives several samples. `tokens` as in `steer`; `coeff` a number or one per vector. Out of memory halves the
-    batch and goes on.
+    batch and goes on. With `first` also the log-probabilities of the first new token: (texts, [rows, vocabulary] in fp32), the rows
+    as in `pairs`.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
@@ -91,15 +102,17 @@ def complete(lm, prompts, vectors=None, coeff=1.0, tokens="all", max_new_tokens=
 
     def say(part):
         encoded, which = lm.encode([prompts[i] for _, i in part]), [v for v, _ in part]
-        sampling = LogitsProcessorList([_Sampling(temperature, [seed * 1_000_003 + i for _, i in part])] if temperature else [])
+        seen, sampling = _First(), _Sampling(temperature, [seed * 1_000_003 + i for _, i in part]) if temperature else None
+        processors = LogitsProcessorList(filter(None, [first and seen, sampling]))
         asked = _read_once(lm, encoded, which, steered) if tokens == "all" else encoded
         with steered(which):
-            out = lm.model.generate(**asked, generation_config=config, logits_processor=sampling)
+            out = lm.model.generate(**asked, generation_config=config, logits_processor=processors)
         bar.update(len(part))
-        return lm.tokenizer.batch_decode(out[:, encoded["input_ids"].shape[1]:], skip_special_tokens=True)
+        return lm.tokenizer.batch_decode(out[:, encoded["input_ids"].shape[1]:], skip_special_tokens=True), seen.logp
 
     with bar:
         done, _ = in_parts(say, rows, batch_size, "completions")
-    texts = [text for part in done for text in part]
+    texts = [text for part, _ in done for text in part]
     table = [texts[i:i + len(prompts)] for i in range(0, len(texts), len(prompts))]
-    return table[0] if vectors is None else table
+    said = table[0] if vectors is None else table
+    return (said, torch.cat([logp for _, logp in done])) if first else said

@@ -5,16 +5,14 @@ each, and notes what a reader needs to judge. `table` judges, `write` and `read`
 """
 import json
 import math
-import time
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from . import ledger, metrics, prompts, sweeps
+from . import metrics, prompts, stored, sweeps
 from .generation import complete
 from .geometry import check_radii, input_norm
 from .judging import FOLDER, folder_of, read, table, write  # noqa: F401 (they need no torch)
@@ -188,12 +186,18 @@ def sets(span, radius, seed, steps, n_vectors) -> dict:
     return found
 
 
-def cell(lm, prompt, source_layer, target_layer, radius, seed, steps=8, n_vectors=None, coeffs=(1.0,), sampled=(),
-         temperature=0.7, max_new_tokens=24, judged_as=None) -> dict:
-    """Train, steer and measure at one radius on one prompt (plain text, put into the chat template here).
+def cell(lm, prompt, source_layer, target_layer, radius, seed, **options) -> dict:
+    """Train, steer and measure at one radius on one prompt: the one result of `cells_at`, which see."""
+    return cells_at(lm, prompt, source_layer, target_layer, [radius], seed, **options)[0]
 
-    Returns {"clean", "own_spread", "fluent": [low, high], "rows": […]}, a row per vector and coefficient, greedy, and one more
-    at `temperature` for the kinds in `sampled`: what the model said, and its distance to the clean answer, surprise (nats per
+
+def cells_at(lm, prompt, source_layer, target_layer, radii, seed, steps=8, n_vectors=None, coeffs=(1.0,), sampled=(),
+             temperature=0.7, max_new_tokens=24, judged_as=None) -> list[dict]:
+    """Train, steer and measure at each radius on one prompt (plain text, put into the chat template here); all of them speak in
+    the same batches.
+
+    Returns per radius {"clean", "own_spread", "fluent": [low, high], "rows": […]}, a row per vector and coefficient, greedy, and one
+    more at `temperature` for the kinds in `sampled`: what the model said, and its distance to the clean answer, surprise (nats per
     token), objective, relative change and KL (nats) of the next token. Numbers have 4 digits. `judged_as`: the result of another cell
     of this prompt, whose clean answer and calibration are taken over. ValueError as in LayerSpan and train.
     """
@@ -207,33 +211,42 @@ def cell(lm, prompt, source_layer, target_layer, radius, seed, steps=8, n_vector
     else:
         clean, spread, fluent = baseline(lm, prompt, max_new_tokens)
         low, high = fluent.low, fluent.high
-    found = sets(span, radius, seed, steps, n_vectors)
-    rows = [(kind, v, c) for kind, vectors in found.items() for v in range(len(vectors)) for c in coeffs]
-    theta = SteeringVectors(torch.stack([c * found[kind].tensor[v] for kind, v, c in rows]), span.source_layer)
-    inside, out = effects(span, theta), []
-    for t in (0.0, temperature) if sampled else (0.0,):
-        chosen = [i for i, (kind, _, _) in enumerate(rows) if not t or kind in sampled]
-        said = spoken(lm, chat, clean, theta[chosen], t, max_new_tokens, seed)
-        out += [{"kind": rows[i][0], "vector": rows[i][1], "coeff": rows[i][2], **one, **inside[i]} for i, one in zip(chosen, said)]
-    return {"clean": clean, "own_spread": spread, "fluent": [low, high], "rows": out}
+    found = [sets(span, radius, seed, steps, n_vectors) for radius in radii]
+    rows = [(at, kind, v, c) for at, there in enumerate(found) for kind, vectors in there.items()
+            for v in range(len(vectors)) for c in coeffs]
+    theta = SteeringVectors(torch.stack([c * found[at][kind].tensor[v] for at, kind, v, c in rows]), span.source_layer)
+    greedy = measured(span, clean, theta, max_new_tokens)
+    told = [(i, one) for i, one in enumerate(greedy)]
+    chosen = [i for i, (_, kind, _, _) in enumerate(rows) if kind in sampled]
+    if chosen:
+        said, _ = spoken(lm, chat, clean, theta[chosen], temperature, max_new_tokens, seed)
+        told += [(i, {**greedy[i], **one}) for i, one in zip(chosen, said)]
+    results = [{"clean": clean, "own_spread": spread, "fluent": [low, high], "rows": []} for _ in found]
+    for i, one in told:
+        at, kind, v, c = rows[i]
+        results[at]["rows"].append({"kind": kind, "vector": v, "coeff": c, **one})
+    return results
 
 
-def effects(span, theta) -> list[dict]:
-    """What each vector does inside the model, for a span of one prompt: its norm ("radius"), the objective, the relative change
-    at the target, and the KL (nats) of the next token."""
+def measured(span, clean, theta, max_new_tokens=24) -> list[dict]:
+    """What each vector does, for a span of one prompt: what the model says (`spoken`, greedy); its norm ("radius"), the objective,
+    the relative change at the target, and the KL (nats) of the next token."""
+    lm, chat = span.lm, span.prompts[0]
+    said, steered = spoken(lm, chat, clean, theta, 0.0, max_new_tokens)
     with torch.no_grad():
         delta = span.delta(theta)[:, 0].norm(dim=-1)
     numbers = {"radius": theta.tensor.norm(dim=1), "objective": delta.pow(2).sum(-1),
-               "relative": (delta / span.clean_target[0].norm(dim=-1)).mean(-1),
-               "kl": metrics.kl_next_token(span.lm, span.prompts, theta)[:, 0]}
-    return [{k: _short(x[i]) for k, x in numbers.items()} for i in range(len(theta))]
+               "relative": (delta / span.clean_target[0].norm(dim=-1)).mean(-1), "kl": metrics.kl_from_clean(lm, chat, steered)}
+    return [{**one, **{k: _short(x[i]) for k, x in numbers.items()}} for i, one in enumerate(said)]
 
 
-def spoken(lm, chat, clean, theta, temperature=0.0, max_new_tokens=24, seed=0) -> list[dict]:
-    """What the model says under each vector, the text's distance to the clean answer and its surprise (nats per token)."""
-    texts = [x[0] for x in complete(lm, chat, theta, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)]
+def spoken(lm, chat, clean, theta, temperature=0.0, max_new_tokens=24, seed=0) -> tuple:
+    """What the model says under each vector, the text's distance to the clean answer and its surprise (nats per token): a list of
+    dicts; and the log-probabilities of the next token, [n_vectors, vocabulary]."""
+    said, first = complete(lm, chat, theta, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, first=True)
+    texts = [x[0] for x in said]
     return [{"temperature": temperature, "text": text, "distance": d, "surprise": s}
-            for text, d, s in zip(texts, *_judged(lm, chat, clean, texts))]
+            for text, d, s in zip(texts, *_judged(lm, chat, clean, texts))], first
 
 
 def _judged(lm, chat, clean, texts):
@@ -287,6 +300,20 @@ def run_cell(model, part=None, **config) -> dict:
     return cell(sweeps.model(model), **config)
 
 
+def run_cells(model, radius, part=None, **config) -> dict:
+    """`run_cell` for a list of radii: {"results": one per radius}."""
+    return {"results": cells_at(sweeps.model(model), radii=radius, **config)}
+
+
+def _together(configs) -> list[dict]:
+    """Configurations that differ in the radius alone, as one with a list of radii."""
+    found = {}
+    for config in configs:
+        rest = {k: v for k, v in config.items() if k != "radius"}
+        found.setdefault(json.dumps(rest, sort_keys=True), {**rest, "radius": []})["radius"].append(config["radius"])
+    return list(found.values())
+
+
 def live(configs, lm, progress=True, **options) -> list:
     """The cells of a grid, computed here and now: [{"config", "result"}]; `options` as in `cell`."""
     return [{"config": c, "result": cell(lm, **{k: v for k, v in c.items() if k not in ("model", "part")}, **options)}
@@ -294,24 +321,17 @@ def live(configs, lm, progress=True, **options) -> list:
 
 
 def compute(name, model=None, workers=2, folder=None, store=None, prompt_set="everyday") -> Path:
-    """Run the sweep `name` of `grids` on a pool of one-thread workers, resumable, and write <name>.json: into data/explorer, or
-    for another model or prompt set into the folder below build/ that `judging.folder_of` says."""
+    """Run the sweep `name` of `grids` and write <name>.json: into data/explorer, or for another model or prompt set into the
+    folder below build/ that `judging.folder_of` says; see `stored.compute`."""
     lm = load(model or DEFAULT)
     known = grids(lm.name, lm.n_layers, prompt_set=prompt_set)
     if name not in known:
         raise ValueError(f"There is no grid {name!r}: use one of {', '.join(known)}.")
-    start = time.perf_counter()
-    with sweeps.pool(workers) as pool:
-        done = sweeps.run(known[name], run_cell, pool, store or ledger.build_folder() / "sweeps", model_hash=lm)
-    if done.failed:
-        raise ValueError(done.message)
-    versions = {package: version(package) for package in ("torch", "transformers")}
-    options = f" --model {lm.name}" if lm.name != DEFAULT else ""
-    options += f" --prompts {prompt_set}" if prompt_set != "everyday" else ""
-    meta = {"command": f"python -m helpers grid {name}{options}", "model": lm.name,
-            "model_hash": lm.weights_hash, "dtype": str(lm.dtype).removeprefix("torch."), "workers": workers, "versions": versions,
-            "computed": done.computed, "cells": len(done), "seconds": round(time.perf_counter() - start)}
-    return write(name, [{"config": c, "result": r} for c, r in zip(done.configs, done)], meta, folder or folder_of(lm.name, prompt_set))
+    def unpack(config, done):
+        return [{"config": {**config, "radius": radius}, "result": one} for radius, one in zip(config["radius"], done["results"])]
+
+    return stored.compute(name, lambda _: [(lm, _together(known[name]))], run_cells, workers, folder or folder_of(lm.name, prompt_set),
+                          store, unpack, options=f" --prompts {prompt_set}" if prompt_set != "everyday" else "")
 
 
 def check_layers(lm, source_layers, target_layer) -> None:

@@ -76,9 +76,8 @@ class WatchedSpan(LayerSpan):
 def measured(span, prompt, vectors, kind, max_new_tokens=24) -> list[dict]:
     """A row per vector: what it does inside, what the model says, and the two judgements."""
     clean, spread, fluent = goldilocks.baseline(span.lm, prompt, max_new_tokens)
-    said = goldilocks.spoken(span.lm, span.prompts[0], clean, vectors, max_new_tokens=max_new_tokens)
-    rows = [{"kind": kind, "vector": i, **inside, **one, "radius": vectors.radius}
-            for i, (inside, one) in enumerate(zip(goldilocks.effects(span, vectors), said))]
+    rows = [{"kind": kind, "vector": i, **one, "radius": vectors.radius}
+            for i, one in enumerate(goldilocks.measured(span, clean, vectors, max_new_tokens))]
     return judged(rows, spread, fluent)
 
 

@@ -46,6 +46,13 @@ def kl_next_token(lm, prompts, vectors, coeff=1.0, batch_size=32) -> torch.Tenso
 
 
 @torch.no_grad()
+def kl_from_clean(lm, prompt, steered) -> torch.Tensor:
+    """`kl_next_token` of one prompt where the steered log-probabilities, [n_vectors, vocabulary], are known already: [n_vectors]."""
+    clean = _logits(lm, lm.encode([prompt]), 1)[0, 0]
+    return (clean.exp() * (clean - steered)).sum(-1).cpu()
+
+
+@torch.no_grad()
 def kl_along(lm, prompt, text, vectors, coeff=1.0) -> torch.Tensor:
     """KL(unsteered ‖ steered) in nats averaged over the tokens of a fixed continuation `text`, [n_vectors]."""
     encoded, n = _joined(lm, [(prompt, text)])

@@ -4,24 +4,20 @@ direction; and the stored sweep of notebook 04 (`python -m helpers grid refusal`
     judge = judge_of(lm)                                     # fluent: as the base's own answers to such requests are
     rows = answers(lm, questions, vectors, judge=judge)      # a DataFrame: vector, prompt, text (cut), refused, fluent, kind
 """
-import json
-import time
 from contextlib import nullcontext
 from functools import lru_cache
-from importlib.metadata import version
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from . import behaviours, judging, ledger, metrics, prompts, sweeps
+from . import behaviours, judging, metrics, prompts, stored, sweeps
 from .generation import complete, pairs
 from .models import DEFAULT, load
 from .organism_recipes import REFUSALS
 from .organisms import merged
 from .residual import LayerSpan, capture
 from .steering import SteeringVectors, steer
-from .training import normalise, random_vectors, train
+from .training import learned_and_start, normalise
 
 TARGET_TOKENS = slice(-3, None)
 KINDS = ("compliance", "frame", "deflection", "gibberish", "refusal")
@@ -102,8 +98,7 @@ def difference_of_means(lm, wanted, unwanted, source_layer, radius=None) -> Stee
 def one_set(lm, prompt, source_layer, target_layer, radius, seed, steps=6, n_vectors=32):
     """{"learned": …, "random": …}: orthogonal vectors trained on one prompt, and the ones that they started from."""
     span = LayerSpan(merged(lm), lm.chat_prompt(prompt), source_layer, target_layer, TARGET_TOKENS)
-    return {"learned": train(span, radius, n_vectors, steps=steps, seed=seed, progress=False).vectors,
-            "random": random_vectors(span, radius, n_vectors, seed=seed, orthogonal=True)}
+    return learned_and_start(span, radius, n_vectors, steps, seed)
 
 
 def cell(lm, prompt, source_layer, target_layer, radius, seed, steps=6, n_vectors=32, max_new_tokens=16) -> dict:
@@ -195,45 +190,17 @@ def residual_norms(lm, asked, layers) -> list[float]:
     return [h[real].norm(dim=-1).median().item() for h in hidden]
 
 
-def read(lm) -> dict:
-    """The stored sweep {"meta", "cells"}; ValueError where there is none, or where another model or adapter made it."""
-    sweep = judging.read("refusal", lm)
-    if sweep["meta"].get("organism_hash") != sweeps._model_hash(lm):
-        raise ValueError(f"The sweep refusal.json was made with another adapter than data/organisms/{lm.organism}: "
-                         "compute it again with python -m helpers grid refusal.")
-    return sweep
-
-
 def cells(lm, sweep, part, progress=True, **axes) -> list[dict]:
-    """The cells of a part of the sweep, [{"config", "result"}]: those of `grid(lm, part, **axes)` from the stored sweep, or
-    computed here and now (`sweep` "live"). ValueError where the stored one lacks some of them."""
-    wanted = grid(lm, part, **axes)
-    if sweep == "live":
-        skip = ("model", "organism", "share")
-        return [{"config": c, "result": cell(lm, **{k: v for k, v in c.items() if k not in skip})}
-                for c in tqdm(wanted, desc="cells", leave=False, disable=not progress)]
-    if sweep != "stored":
-        raise ValueError(f'sweep is {sweep!r}: use "stored" or "live".')
-    there = {json.dumps(c["config"], sort_keys=True): c for c in read(lm)["cells"]}
-    found = [there.get(json.dumps(c, sort_keys=True)) for c in wanted]
-    if None in found:
-        raise ValueError(f"The stored sweep has no cell {wanted[found.index(None)]}: use its own prompts, seeds, radii and "
-                         'layers, or SWEEP = "live".')
-    return found
+    """The cells of `grid(lm, part, **axes)`, stored or live: see `stored.cells`."""
+    return stored.cells("refusal", grid(lm, part, **axes), lm, sweep, cell, ("share",), progress=progress)
 
 
 def compute(model=None, organism="refusal", workers=2, store=None):
-    """Run the whole sweep, resumable, on a pool of one-thread workers (1: in this process); write it where `read` finds it."""
-    lm, start, done = load(model or DEFAULT, organism), time.perf_counter(), []
-    store = store or ledger.build_folder() / "sweeps"
-    with sweeps.pool(workers) if workers > 1 else nullcontext() as pool:
+    """Run the whole sweep and write it where `stored.read` finds it."""
+    lm = load(model or DEFAULT, organism)
+
+    def parts(done):
         for part in ("choose", "measure", "earlier", "layers"):
             radii = {"choose": RADII, "earlier": [EARLIER_RADIUS]}.get(part) or [best_radius(done[:len(ASKED) * len(RADII)])]
-            found = sweeps.run(grid(lm, part, radii=radii), run_cell, pool, store, model_hash=lm)
-            if found.failed:
-                raise ValueError(found.message)
-            done += [{"config": c, "result": r} for c, r in zip(found.configs, found)]
-    meta = {"command": "python -m helpers grid refusal", "model": lm.name, "model_hash": lm.weights_hash, "organism": organism,
-            "organism_hash": sweeps._model_hash(lm), "versions": {n: version(n) for n in ("torch", "transformers", "peft")},
-            "cells": len(done), "workers": workers, "seconds": round(time.perf_counter() - start)}
-    return judging.write("refusal", done, meta, judging.folder_of(lm.name))
+            yield lm, grid(lm, part, radii=radii)
+    return stored.compute("refusal", parts, run_cell, workers, store=store)

@@ -108,6 +108,12 @@ def random_vectors(span, radius, n_vectors, seed=0, orthogonal=False) -> Steerin
     return _pack(span, radius * _directions(n_vectors, span.lm.d_model, seed, orthogonal), radius, method="random", seed=seed)
 
 
+def learned_and_start(span, radius, n_vectors, steps=None, seed=0) -> dict:
+    """{"learned", "random"}: an orthogonal set learned by power iteration, and as its control the random set that it started from."""
+    return {"learned": train(span, radius, n_vectors, steps=steps, seed=seed, progress=False).vectors,
+            "random": random_vectors(span, radius, n_vectors, seed=seed, orthogonal=True)}
+
+
 def _pack(span, tensor, radius, **how):
     provenance = {"model": span.lm.name, "organism": span.lm.organism, "weights_hash": span.lm.weights_hash,
                   "prompts": span.prompts, "target_layers": span.target_layers, **how}
