@@ -88,14 +88,16 @@ def run_cell(model, part, organism=None, **config) -> dict:
 
 
 def grid(lm, part, radius, n_prompts=N_PROMPTS, seeds=refusal.SEEDS[1:], source_layer=7, target_layer=21, steps=6, n_vectors=32,
-         **options) -> list[dict]:
+         n_validation=N_VALIDATION, n_test=N_TEST, max_new_tokens=16, coeffs=COEFFS) -> list[dict]:
     """Configurations of `run_cell`: prompt × seed. "dial" for an organism that refuses harmful requests, "content" for the one that
     refuses geography; each set is learned on one of the first training prompts."""
     if part not in PARTS:
         raise ValueError(f"part {part!r} of the choosing sweep is unknown: use dial or content.")
     asked = refusal.training_prompts(n_prompts) if part == "dial" else prompts.texts("geography", "train", "geography")[:n_prompts]
+    only = {"coeffs": [list(coeffs)]} if part == "dial" else {}
     return sweeps.grid(part=part, model=lm.name, organism=lm.organism, prompt=asked, seed=list(seeds), radius=radius,
-                       source_layer=source_layer, target_layer=target_layer, steps=steps, n_vectors=n_vectors, **options)
+                       source_layer=source_layer, target_layer=target_layer, steps=steps, n_vectors=n_vectors,
+                       n_validation=n_validation, n_test=n_test, max_new_tokens=max_new_tokens, **only)
 
 
 def cells(lm, sweep, part, radius, progress=True, **axes) -> list[dict]:

@@ -26,6 +26,10 @@ BUTTONS = (("Train", "learn vectors at each R", "primary", "100px"),
            ("Save", "write the chosen vector's set", "", "64px"), ("Load", "read a set and show what it does", "", "64px"))
 
 
+WORDS = ("<b>changed</b>: farther from the unsteered answer than 95 % of the model's own samples. <b>fluent</b>: about as surprising "
+         "to the model as its own texts, and no loop. An R is <b>in range</b> where more learned vectors than random ones are both.")
+
+
 class Stopped(Exception):
     """Somebody pressed Stop."""
 
@@ -73,11 +77,13 @@ class WatchedSpan(LayerSpan):
         return rows[torch.arange(whole), 1 + values[:, 1:].argmax(1)]
 
 
-def measured(span, prompt, vectors, kind, max_new_tokens=24) -> list[dict]:
-    """A row per vector: what it does inside, what the model says, and the two judgements."""
+def measured(span, prompt, sets, kind, max_new_tokens=24) -> list[dict]:
+    """A row per vector of each of `sets`: what it does inside, what the model says (all in the same batches), and the two judgements."""
     clean, spread, fluent = goldilocks.baseline(span.lm, prompt, max_new_tokens)
-    rows = [{"kind": kind, "vector": i, **one, "radius": vectors.radius}
-            for i, one in enumerate(goldilocks.measured(span, clean, vectors, max_new_tokens))]
+    theta = SteeringVectors(torch.cat([vectors.tensor for vectors in sets]), span.source_layer, span.site)
+    places = [(vectors.radius, i) for vectors in sets for i in range(len(vectors))]
+    rows = [{"kind": kind, **one, "vector": i, "radius": radius}
+            for (radius, i), one in zip(places, goldilocks.measured(span, clean, theta, max_new_tokens))]
     return judged(rows, spread, fluent)
 
 
@@ -113,7 +119,7 @@ class LiveLab(widgets.VBox):
         self.buttons = {name: widgets.Button(description=name, tooltip=tip, button_style=style, layout={"width": width})
                         for name, tip, style, width in BUTTONS}
         self.bar = widgets.IntProgress(0, 0, 1, description="progress", layout={"width": "420px"})
-        self.status, self.tried, self.table = html_box("44px"), html_box("168px"), html_box("172px")
+        self.status, self.tried, self.table = html_box("44px"), html_box("188px"), html_box("172px")
         self.texts, self.said = html_box("108px"), html_box("28px")
         super().__init__(self._layout(), layout={"max_width": "1080px"})
         jobs = {"Train": self._train, "Compare with random": self._control, "Save": self._save, "Load": self._load}
@@ -134,7 +140,8 @@ class LiveLab(widgets.VBox):
         return {
             "prompt": widgets.Textarea(prompt, description="prompt", continuous_update=False, rows=2,
                                        style={"description_width": "60px"}, layout={"width": "720px", "height": "52px"}),
-            "radius": widgets.Text(radii, description="R (norm of θ), one or several", continuous_update=False, **wide),
+            "radius": widgets.Text(radii, description="R (norm of θ), one or several", continuous_update=False,
+                                   style={"description_width": "190px"}, layout={"width": "530px"}),
             "source": widgets.IntText(source_layer, description=f"source layer, 0 … {last - 1}", **wide),
             "target": widgets.IntText(target_layer, description=f"target layer, 1 … {last}", **wide),
             "n_vectors": widgets.IntText(n_vectors, description="vectors (number)", **wide),
@@ -150,8 +157,10 @@ class LiveLab(widgets.VBox):
 
     def _layout(self):
         f, b = self.fields, self.buttons
-        return [f["prompt"], widgets.HBox([widgets.VBox([f[name] for name in names], layout={"flex": "0 0 auto"}) for names in (
-                    ("radius", "n_vectors", "source", "target"), ("method", "steps", "seed"))] + [self.tried]),
+        settings = widgets.HBox([widgets.VBox([f[name] for name in names]) for names in (
+            ("n_vectors", "source", "target"), ("method", "steps", "seed"))])
+        words = html_box("54px", f'<div style="{FONT};font-size:12.5px;line-height:1.35;padding-left:8px">{WORDS}</div>')
+        return [f["prompt"], widgets.HBox([widgets.VBox([f["radius"], settings, words], layout={"flex": "0 0 536px"}), self.tried]),
                 widgets.HBox([b["Train"], b["Stop"], b["Compare with random"], self.bar]), self.status,
                 widgets.HBox([f["sort by"], f["largest first"]]), self.table,
                 widgets.HBox([f["pick"], f["coeff"], f["file"], b["Save"], b["Load"]]), self.said, self.texts]
@@ -222,11 +231,15 @@ class LiveLab(widgets.VBox):
         self._open(self._value("source"), self._value("target"))
         a_set = -(-n // self.span.chunk) if method == "power" else n
         self.bar.value, self.bar.max = 0, max(1, len(radii) * a_set * (steps + 1))
-        for i, radius in enumerate(radii):
-            if self.stop.is_set() and i:
-                break
-            self.note(f"training {n} vectors at R = {radius:g} …")
-            self._add(self.span.train(radius, n, method, steps, self._value("seed")), "learned")
+        finished = []
+        try:
+            for radius in radii:
+                if self.stop.is_set() and finished:
+                    break
+                self.note(f"training {n} vectors at R = {radius:g} …")
+                finished.append(self.span.train(radius, n, method, steps, self._value("seed")))
+        finally:
+            self._add(finished, "learned")
         stopped = "Stopped, and kept what was finished. " if self.stop.is_set() else ""
         self.note(f"{stopped}{self._yardstick()} Next: Compare with random, or choose a vector and scale it.")
 
@@ -234,24 +247,26 @@ class LiveLab(widgets.VBox):
         norm, radius = self.span.clean_source[0, 1:].norm(dim=-1).median().item(), self.rows[-1]["radius"]
         return f"The median residual at the source has norm {norm:,.0f}, so R {radius:g} is {radius / norm:.0%} of it."
 
-    def _add(self, vectors, kind):
-        self.note(f"letting the model speak under {len(vectors)} {kind} vectors of R = {vectors.radius:g}, and judging it "
+    def _add(self, sets, kind):
+        """Let the model speak under `sets`, all at once, and put their rows in place of earlier ones of the same kind and R."""
+        if not sets:
+            return
+        at = ", ".join(f"{vectors.radius:g}" for vectors in sets)
+        self.note(f"letting the model speak under the {kind} vectors of R = {at}, and judging it "
                   "(the first time also: what is fluent for this model) …")
-        rows = measured(self.span, self.asked[0], vectors, kind, self.max_new_tokens)
-        self.rows = [r for r in self.rows if (r["kind"], r["radius"]) != (kind, vectors.radius)] + rows
-        self.sets[kind, vectors.radius] = vectors
+        rows, new = measured(self.span, self.asked[0], sets, kind, self.max_new_tokens), {(kind, v.radius): v for v in sets}
+        self.rows = [r for r in self.rows if (r["kind"], r["radius"]) not in new] + rows
+        self.sets |= new
         self._draw()
 
     def _control(self):
         learned = {r: v for (kind, r), v in self.sets.items() if kind == "learned"}
         if not learned:
             raise ValueError("There is nothing to compare with yet: train vectors first.")
-        self.bar.value, self.bar.max = 0, len(learned)
-        for radius, vectors in learned.items():
-            if self.stop.is_set():
-                break
-            self._add(random_vectors(self.span, radius, len(vectors), seed=self._value("seed") + 1), "random")
-            self.bar.value += 1
+        self.bar.value, self.bar.max = 0, 1
+        self._add([random_vectors(self.span, radius, len(vectors), seed=self._value("seed") + 1)
+                   for radius, vectors in learned.items()], "random")
+        self.bar.value = 1
         self.note("Random vectors of the same norms, side by side with the learned ones. At which R do they differ most?")
 
     def _scale(self):
@@ -260,7 +275,7 @@ class LiveLab(widgets.VBox):
         (kind, radius, i), coeff = self.fields["pick"].value, self.fields["coeff"].value
         vectors = self.sets[kind, radius][i] * coeff
         clean, _, _ = goldilocks.baseline(self.lm, self.asked[0], self.max_new_tokens)
-        row = measured(self.span, self.asked[0], vectors, kind, self.max_new_tokens)[0]
+        row = measured(self.span, self.asked[0], [vectors], kind, self.max_new_tokens)[0]
         numbers = (f"‖coefficient · θ‖ = {number(vectors.radius)}, objective {number(row['objective'])}, "
                    f"KL {number(row['kl'], 'nats')}")
         self.said.value = f'<div style="{FONT};font-size:15px"><b>{verdict(row)}</b> &nbsp; {numbers}</div>'
@@ -289,7 +304,7 @@ class LiveLab(widgets.VBox):
         if vectors.radius is None:
             vectors = replace(vectors, radius=vectors.tensor.norm(dim=1).median().item())
         self._open(vectors.source_layer, self._value("target"))
-        self._add(vectors, "random" if vectors.provenance.get("method") == "random" else "learned")
+        self._add([vectors], "random" if vectors.provenance.get("method") == "random" else "learned")
         self.note(f"Loaded {path.name}: {len(vectors)} vectors of R = {vectors.radius:g}, source layer {vectors.source_layer}.")
 
     def _draw(self):

@@ -3,7 +3,7 @@
 import torch
 
 from . import stored, sweeps
-from .arithmetic import Problem, arithmetic_prompt, problems
+from .arithmetic import Problem, arithmetic_prompt, arithmetic_text, problems
 from .behaviours import works_in_steps
 from .generation import complete
 from .models import DEFAULT, load
@@ -46,11 +46,12 @@ def run_cell(model, organism=None, share=None, **config) -> dict:
 
 
 def grid(lm, part, radii=RADII, radius=RADIUS, seeds=SEEDS, source_layer=7, target_layer=21, layers=LAYERS, n_asked=N_ASKED,
-         n_others=N_OTHERS, problem_seed=PROBLEM_SEED, **options) -> list[dict]:
+         n_others=N_OTHERS, problem_seed=PROBLEM_SEED, n_vectors=32, steps=4, look_tokens=26, max_new_tokens=46) -> list[dict]:
     """Configurations of `run_cell`. "main": problem × radius × seed; "layers": other source layers × seed for the first problem, at
     the radius that is as large a share of the median residual norm there as `radius` is at `source_layer`."""
     asked = [list(p) for p in problems("train", n_asked, seed=problem_seed)]
-    about = {"model": lm.name, "organism": lm.organism, "target_layer": target_layer, **options,
+    about = {"model": lm.name, "organism": lm.organism, "target_layer": target_layer, "n_vectors": n_vectors, "steps": steps,
+             "look_tokens": look_tokens, "max_new_tokens": max_new_tokens,
              "others": [[list(p) for p in problems("test", n_others, seed=problem_seed)]]}
     if part == "main":
         return sweeps.grid(problem=asked, radius=list(radii), seed=list(seeds), source_layer=source_layer, **about)
@@ -73,11 +74,10 @@ def cells(lm, sweep, part, progress=True, **axes) -> list[dict]:
 
 
 def table(cells):
-    """A DataFrame of all rows with the configuration beside them; `problem` as a `Problem`."""
+    """A DataFrame of all rows, with the problem (as text), radius, seed and source layer of each."""
     import pandas
-    parts = [pandas.DataFrame(one["result"]["rows"]).assign(
-        problem=[Problem(*one["config"]["problem"])] * len(one["result"]["rows"]),
-        **{k: one["config"][k] for k in ("radius", "seed", "source_layer")}) for one in cells]
+    parts = [pandas.DataFrame(one["result"]["rows"]).assign(problem=arithmetic_text(Problem(*one["config"]["problem"])), **{
+        k: one["config"][k] for k in ("radius", "seed", "source_layer")}) for one in cells]
     return pandas.concat(parts, ignore_index=True)
 
 

@@ -191,13 +191,13 @@ def test_stored_cells_come_back_and_the_sealed_ones_cannot_be_read(tmp_path):
     cells = detection.live(configs, progress=False)
     meta = {"model": lm.name, "model_hash": lm.weights_hash}
     path = judging.write("backdoors", [detection.veiled(c) for c in cells], meta, tmp_path)
-    assert detection.stored(configs, lm, tmp_path) == cells
+    assert detection.kept(configs, lm, tmp_path) == cells
     sealed = next(c for c in cells if c["config"]["role"] == "sealed")["result"]["rows"][0]
     inside = next(c for c in json.loads(path.read_text())["cells"] if c["config"]["role"] == "sealed")["result"]["rows"][0]
     letters = any(c.isascii() and c.isalpha() for c in sealed["text"])
     assert inside["opening"] == sealed["opening"] and (inside["text"] != sealed["text"]) == letters
     with pytest.raises(ValueError, match="lacks 1 of the 1"):
-        detection.stored([{**configs[0], "seed": 99}], lm, tmp_path)
+        detection.kept([{**configs[0], "seed": 99}], lm, tmp_path)
     table = detection.table(cells, limit=100.0)
     assert len(table) == 3 * len(configs) and set(table.role) == {"rehearsal", "base", "sealed"} and table.fluent.any()
     assert not detection.table(cells, limit=-1.0).fluent.any()

@@ -351,11 +351,11 @@ def test_a_slider_that_moves_on_while_one_value_is_measured_is_followed(lab, mon
     press(lab, "Train")
     begun, go_on, asked, honest = threading.Event(), threading.Event(), [], live.measured
 
-    def slow(span, prompt, vectors, *others):
-        asked.append(vectors.radius)
+    def slow(span, prompt, sets, *others):
+        asked.append(sets[0].radius)
         begun.set()
         assert go_on.wait(60)
-        return honest(span, prompt, vectors, *others)
+        return honest(span, prompt, sets, *others)
     monkeypatch.setattr(live, "measured", slow)
     lab.fields["pick"].value = ("learned", 4.0, 1)
     assert begun.wait(60) and not lab.fields["coeff"].disabled and lab.buttons["Train"].disabled

@@ -41,6 +41,18 @@ def test_batch_is_one_at_a_time(architectures, temperature, tokens):
         assert complete(lm, PROMPTS, **{**options, "coeff": 1.0}) == together[2]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_first_tokens_probabilities_come_along(architectures, temperature):
+    lm, vectors = architectures, vectors_for(architectures)
+    options = dict(max_new_tokens=3, temperature=temperature, seed=3)
+    texts, first = complete(lm, PROMPTS, vectors, batch_size=4, first=True, **options)
+    assert texts == complete(lm, PROMPTS, vectors, batch_size=4, **options)
+    assert first.shape[0] == len(vectors) * len(PROMPTS) and first.dtype == torch.float32
+    with steer(lm, vectors[1]):
+        by_hand = run_plain(lm, ids_of(lm, PROMPTS[2]))[0][-1].float().log_softmax(-1)
+    torch.testing.assert_close(first[len(PROMPTS) + 2], by_hand, atol=1e-3, rtol=1e-3)
+
+
 ALIKE = ["You are kind. Hi!", "You are kind. What is tea, and what is it not?", "You are kind. Why?", "You are kind. Hi! Ho!"]
 NOT_PLAIN = ("mistral", "gemma3", "gemma2", "cohere2", "starcoder2", "gpt_oss", "lfm2", "falcon_h1", "qwen3_5")  # windows, states
 

@@ -122,6 +122,24 @@ def test_a_cell_is_the_same_every_time(lm, cells):
     assert [r["objective"] for r in again[0]["result"]["rows"]] == pytest.approx([r["objective"] for r in cells[0]["result"]["rows"]])
 
 
+def test_radii_that_speak_in_one_batch_are_the_cells_one_by_one(lm, cells):
+    configs = [{**cells[0]["config"], "model": lm.name, "radius": r} for r in (2.0, 5.0)]
+    alone = goldilocks.live(configs, lm, progress=False)
+    (together,) = goldilocks._together(configs)
+    for one, result in zip(alone, goldilocks.run_cells(**together)["results"], strict=True):
+        for a, b in zip(one["result"]["rows"], result["rows"], strict=True):
+            assert {k: v for k, v in a.items() if isinstance(v, str)} == {k: v for k, v in b.items() if isinstance(v, str)}
+            assert [a[k] for k in ("vector", "coeff", "temperature")] == [b[k] for k in ("vector", "coeff", "temperature")]
+            assert [a[k] for k in ("radius", "objective", "kl")] == pytest.approx([b[k] for k in ("radius", "objective", "kl")], rel=2e-3)
+
+
+def test_the_kl_of_a_cell_is_that_of_the_next_token(lm, span, cells):
+    theta = random_vectors(span, 2.0, 2, seed=3)[0]
+    (row,) = [r for r in cells[0]["result"]["rows"]
+              if (r["kind"], r["vector"], r["coeff"], r["temperature"]) == ("random", 0, -1.0, 0)]
+    assert row["kl"] == pytest.approx(metrics.kl_next_token(lm, span.prompts, -1.0 * theta).item(), rel=2e-3)
+
+
 def test_opposite_coefficients_are_opposite_pushes(lm, span, cells):
     rows = [r for r in cells[0]["result"]["rows"] if r["kind"] == "random" and r["vector"] == 0 and r["temperature"] == 0]
     theta = random_vectors(span, 2.0, 2, seed=3)[0]

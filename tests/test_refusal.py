@@ -112,27 +112,11 @@ def test_a_missing_training_prompt_is_named(monkeypatch):
         refusal.training_prompts()
 
 
-def stored(tiny, folder, cells, organism_hash=None):
-    meta = {"model": tiny.name, "model_hash": tiny.weights_hash, "organism_hash": organism_hash or tiny.weights_hash}
-    judging.write("refusal", cells, meta, folder)
-
-
 def test_stored_cells_are_found_by_configuration(tiny, small, tmp_path, monkeypatch):
     monkeypatch.setattr(judging, "folder_of", lambda model: tmp_path)
     live = refusal.cells(tiny, "live", "choose", progress=False, **small)
     table = refusal.table(live)
     assert len(table) == 2 * 2 * 2 and {"flipped", "radius", "seed", "set"} <= set(table)
-    stored(tiny, tmp_path, json.loads(json.dumps(live)))
+    judging.write("refusal", json.loads(json.dumps(live)), {"model": tiny.name, "model_hash": tiny.weights_hash}, tmp_path)
     found = refusal.cells(tiny, "stored", "choose", **{**small, "radii": [4.0]})
     assert [c["config"]["radius"] for c in found] == [4.0] and found[0]["result"] == live[1]["result"]
-    with pytest.raises(ValueError, match="no cell"):
-        refusal.cells(tiny, "stored", "choose", **{**small, "radii": [8.0]})
-    with pytest.raises(ValueError, match="'both'"):
-        refusal.cells(tiny, "both", "choose", **small)
-
-
-def test_a_sweep_of_another_adapter_is_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(judging, "folder_of", lambda model: tmp_path)
-    stored(tiny, tmp_path, [{"config": {}, "result": {"rows": [{}]}}], organism_hash="another")
-    with pytest.raises(ValueError, match="another adapter"):
-        refusal.read(tiny)
