@@ -24,8 +24,6 @@ BUTTONS = (("Train", "learn vectors at each R", "primary", "100px"),
            ("Stop", "stop, and keep what is finished", "warning", "100px"),
            ("Compare with random", "random vectors of the same norms", "", "180px"),
            ("Save", "write the chosen vector's set", "", "64px"), ("Load", "read a set and show what it does", "", "64px"))
-
-
 WORDS = ("<b>changed</b>: farther from the unsteered answer than 95 % of the model's own samples. <b>fluent</b>: about as surprising "
          "to the model as its own texts, and no loop. An R is <b>in range</b> where more learned vectors than random ones are both.")
 
@@ -95,10 +93,10 @@ def judged(rows, spread, fluent: FluentRange) -> list[dict]:
 
 
 def parse_radii(text) -> list[float]:
-    """ "4, 8, 16" → [4.0, 8.0, 16.0]. ValueError, with what is allowed, for anything else."""
+    """ "4, 8, 16, 8" → [4.0, 8.0, 16.0], each once. ValueError, with what is allowed, for anything else."""
     parts = [part for part in re.split(r"[,;\s]+", text.strip()) if part]
     try:
-        return check_radii([float(part) for part in parts])
+        return list(dict.fromkeys(check_radii([float(part) for part in parts])))
     except ValueError as error:
         said = str(error) if "radius" in str(error) else f"R {text!r} is not a list of numbers"
         raise ValueError(f"{said.rstrip('.')}: write one or several numbers above 0, such as 10 or 4, 8, 16.") from None

@@ -257,6 +257,7 @@ def test_the_export_holds_the_slider_and_an_index(folder, tmp_path):
 
 # -- the live lab ------------------------------------------------------------------------------------------------------
 def test_training_fills_the_tables(lab):
+    lab.fields["radius"].value = "1, 4, 1"  # an R listed twice is trained once
     assert "at the source" in press(lab, "Train")
     assert [(r["kind"], r["radius"], r["vector"]) for r in lab.rows] == [("learned", r, v) for r in (1.0, 4.0) for v in (0, 1)]
     assert all(r["objective"] > 0 and isinstance(r["fluent"], bool) for r in lab.rows)
