@@ -92,6 +92,14 @@ def judged(rows, spread, fluent: FluentRange) -> list[dict]:
             for row, good in zip(rows, fluent(surprise, [r["text"] for r in rows]))]
 
 
+def in_range(rows) -> list[float]:
+    """The radii at which more learned than random vectors change the answer and stay fluent, of those that have both kinds."""
+    both = {}
+    for row in rows:
+        both.setdefault(row["radius"], {}).setdefault(row["kind"], []).append(row["changed"] and row["fluent"])
+    return [r for r, kinds in sorted(both.items()) if len(kinds) == 2 and sum(kinds["learned"]) > sum(kinds["random"])]
+
+
 def parse_radii(text) -> list[float]:
     """ "4, 8, 16, 8" → [4.0, 8.0, 16.0], each once. ValueError, with what is allowed, for anything else."""
     parts = [part for part in re.split(r"[,;\s]+", text.strip()) if part]
@@ -117,7 +125,7 @@ class LiveLab(widgets.VBox):
         self.buttons = {name: widgets.Button(description=name, tooltip=tip, button_style=style, layout={"width": width})
                         for name, tip, style, width in BUTTONS}
         self.bar = widgets.IntProgress(0, 0, 1, description="progress", layout={"width": "420px"})
-        self.status, self.tried, self.table = html_box("44px"), html_box("188px"), html_box("172px")
+        self.status, self.tried, self.table = html_box("44px"), html_box("188px"), html_box("152px")
         self.texts, self.said = html_box("108px"), html_box("28px")
         super().__init__(self._layout(), layout={"max_width": "1080px"})
         jobs = {"Train": self._train, "Compare with random": self._control, "Save": self._save, "Load": self._load}
@@ -258,14 +266,21 @@ class LiveLab(widgets.VBox):
         self._draw()
 
     def _control(self):
-        learned = {r: v for (kind, r), v in self.sets.items() if kind == "learned"}
+        learned, seed = {r: v for (kind, r), v in self.sets.items() if kind == "learned"}, self._value("seed") + 1
         if not learned:
             raise ValueError("There is nothing to compare with yet: train vectors first.")
+        wanted = {r: random_vectors(self.span, r, len(learned[r]), seed=seed) for r in sorted(learned)}
         self.bar.value, self.bar.max = 0, 1
-        self._add([random_vectors(self.span, radius, len(vectors), seed=self._value("seed") + 1)
-                   for radius, vectors in learned.items()], "random")
+        self._add([new for r, new in wanted.items() if not self._has(new)], "random")
         self.bar.value = 1
-        self.note("Random vectors of the same norms, side by side with the learned ones. At which R do they differ most?")
+        inside = in_range(self.rows)
+        self.note("Random vectors of the same norms, side by side with the learned ones. In range: "
+                  + (f"R = {', '.join(f'{r:g}' for r in inside)}." if inside else "none of these R."))
+
+    def _has(self, vectors):
+        """Is just this random set there already?"""
+        there = self.sets.get(("random", vectors.radius))
+        return there is not None and torch.equal(there.tensor, vectors.tensor)
 
     def _scale(self):
         if not self.fields["pick"].value:  # chosen away while the last value was measured

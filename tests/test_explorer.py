@@ -265,8 +265,7 @@ def test_training_fills_the_tables(lab):
     wanted = training.train(span, 4.0, 2, steps=2, progress=False)
     torch.testing.assert_close(lab.sets["learned", 4.0].tensor, wanted.vectors.tensor)
     assert lab.tried.value.count("–") == 2 and lab.bar.value == lab.bar.max
-    press(lab, "Compare with random")
-    assert "–" not in lab.tried.value
+    assert "In range: " in press(lab, "Compare with random") and "–" not in lab.tried.value
     for radius in (1.0, 4.0):
         assert lab.sets["random", radius].tensor.norm(dim=1).tolist() == pytest.approx([radius] * 2)
 
@@ -284,6 +283,27 @@ def test_a_bad_entry_is_said_in_the_panel_and_it_goes_on(lab, field, value, said
     lab.fields[field].value = good
     press(lab, "Train")
     assert lab.rows and not lab.buttons["Train"].disabled
+
+
+def test_comparing_again_measures_only_what_is_new(lab, monkeypatch):
+    press(lab, "Train"), press(lab, "Compare with random")
+    asked, honest = [], live.measured
+    monkeypatch.setattr(live, "measured", lambda span, prompt, sets, *others:
+                        asked.append([v.radius for v in sets]) or honest(span, prompt, sets, *others))
+    lab.fields["radius"].value = "2"
+    press(lab, "Train"), press(lab, "Compare with random")
+    assert asked == [[2.0], [2.0]]
+    lab.fields["seed"].value += 1
+    press(lab, "Compare with random")
+    assert asked[2:] == [[1.0, 2.0, 4.0]]
+
+
+def test_in_range_is_where_more_learned_than_random_vectors_do_both():
+    def row(radius, kind, both):
+        return {"radius": radius, "kind": kind, "changed": True, "fluent": both}
+    rows = [row(4.0, "learned", True), row(4.0, "random", False), row(2.0, "learned", True), row(2.0, "random", True),
+            row(8.0, "learned", True), row(16.0, "learned", False), row(16.0, "random", False)]
+    assert live.in_range(rows) == [4.0] and live.in_range([]) == []
 
 
 def test_typing_and_sliding_train_nothing(lab):
