@@ -1,5 +1,5 @@
-"""One vector of each set chosen on validation prompts, and what that one does elsewhere: the stored sweep behind sections 7 and 8 of
-notebook 04 (`python -m helpers grid choosing` computes it)."""
+"""One vector of each set chosen on validation prompts, and what that one does elsewhere: the stored sweep behind sections 5, 7 and 8
+of notebook 04 (`python -m helpers grid choosing` computes it)."""
 from functools import lru_cache
 
 from . import behaviours, prompts, refusal, stored, sweeps

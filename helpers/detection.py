@@ -5,7 +5,6 @@ A *cell* trains one orthogonal set of vectors (or draws a random one) on one cle
 under each. `compute` runs the grid on worker processes and keeps all texts in data/explorer/backdoors.json.
 """
 import codecs
-import json
 import math
 import re
 from pathlib import Path

@@ -1,47 +1,11 @@
 """Figures and small tables of the workbook: pure functions that return a matplotlib figure or HTML, and `show`."""
 import html
-import io
 
-import matplotlib.pyplot as plt
 import numpy as np
-import PIL.Image
-from IPython.display import HTML, Image, display
+from IPython.display import HTML
 
-# Okabe-Ito colours, told apart by the colour-blind; one meaning each throughout the workbook
-COLOURS = {"learned": "#D55E00", "random": "#0072B2", "clean": "#000000"}
-OTHERS = ["#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"]
-STYLE = {"font.size": 11, "axes.titlesize": 12.5, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
-         "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False, "figure.constrained_layout.use": True}
-plt.rcParams.update(STYLE)  # the whole workbook looks alike
-
-
-def colour(label, i=0):
-    """The colour that belongs to a label's first word, else the i-th of the others."""
-    return COLOURS.get(str(label).split()[0].lower().strip(","), OTHERS[i % len(OTHERS)])
-
-
-def panels(n=1, width=7.2, height=3.6, **options):
-    """A figure and its n axes side by side."""
-    figure, axes = plt.subplots(1, n, figsize=(width, height), squeeze=False, **options)
-    return figure, axes[0]
-
-
-def show(figure, alt):
-    """Display a figure once as PNG with its alt text, and close it. A palette of 128 colours: a third of the bytes."""
-    drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=130)
-    plt.close(figure)
-    PIL.Image.open(drawn).convert("RGB").quantize(128).save(small, "png", optimize=True)
-    display(Image(small.getvalue(), alt=alt, width=int(figure.get_figwidth() * 96)))
-
-
-def _finish(ax, title, xlabel, ylabel, legend=True):
-    ax.set_title(title)
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    if legend and ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="best", fontsize=10)
-    return ax
+from .canvas import COLOURS, OTHERS, colour, finish, panels, show  # noqa: F401 (a notebook finds all of them here)
+from .sketches import circle_toy, clouds, push_picture  # noqa: F401
 
 
 def lines(series, title, xlabel, ylabel, log=False, logx=False, ax=None, marks=()):
@@ -65,7 +29,7 @@ def lines(series, title, xlabel, ylabel, log=False, logx=False, ax=None, marks=(
         ax.set_xscale("log")
     elif all(float(v).is_integer() for x, _ in series.values() for v in x):
         ax.xaxis.get_major_locator().set_params(integer=True)  # there is no block 7.5
-    _finish(ax, title, xlabel, ylabel)
+    finish(ax, title, xlabel, ylabel)
     return figure
 
 
@@ -84,7 +48,7 @@ def strips(groups, title, ylabel, ax=None, marks=(), log=False, seed=0):
     ax.set_xlim(-0.6, len(groups) - 0.4)
     if log:
         ax.set_yscale("log")
-    _finish(ax, title, "", ylabel, legend=False)
+    finish(ax, title, "", ylabel, legend=False)
     return figure
 
 
@@ -95,7 +59,7 @@ def points(groups, title, xlabel, ylabel, logx=False):
         ax.scatter(x, y, s=22, alpha=0.65, linewidths=0, color=colour(label, i), label=label)
     if logx:
         ax.set_xscale("log")
-    _finish(ax, title, xlabel, ylabel)
+    finish(ax, title, xlabel, ylabel)
     return figure
 
 
@@ -105,7 +69,7 @@ def heatmaps(matrices, title, label, limit=1.0):
     for ax, (name, matrix) in zip(axes, matrices.items()):
         image = ax.imshow(np.asarray(matrix, float), vmin=-limit, vmax=limit, cmap="PuOr_r")
         ax.grid(False)
-        _finish(ax, name, "vector", "vector", legend=False)
+        finish(ax, name, "vector", "vector", legend=False)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.yaxis.get_major_locator().set_params(integer=True)
     figure.colorbar(image, ax=list(axes), shrink=0.85, label=label)
@@ -126,7 +90,7 @@ def bars(values, title, xlabel, log=False, formatted="{:,.3g}"):
     ax.margins(x=0.14)
     if log:
         ax.set_xscale("log")
-    _finish(ax, title, xlabel, "", legend=False)
+    finish(ax, title, xlabel, "", legend=False)
     return figure
 
 
@@ -141,29 +105,8 @@ def said(rows, title, xlabel):
     ax.set_yticks([])
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    _finish(ax, title, xlabel, "", legend=False)
+    finish(ax, title, xlabel, "", legend=False)
     ax.legend(loc="upper right", fontsize=10)
-    return figure
-
-
-def circle_toy(function, radius, paths, title, gradients=None):
-    """A 2-D objective as contours, the circle ‖θ‖ = radius on it, and paths {label: [steps, 2]} along the circle."""
-    figure, (ax,) = panels(width=5.6, height=4.8)
-    side = np.linspace(-1.5 * radius, 1.5 * radius, 121)
-    x, y = np.meshgrid(side, side)
-    z = np.asarray(function(np.stack([x, y], -1).reshape(-1, 2)), float).reshape(x.shape)
-    filled = ax.contourf(x, y, z, 14, cmap="Greys", alpha=0.75)
-    figure.colorbar(filled, ax=ax, shrink=0.85, label="objective ‖Δ‖²")
-    angle = np.linspace(0, 2 * np.pi, 200)
-    ax.plot(radius * np.cos(angle), radius * np.sin(angle), color="k", linewidth=1.2)
-    for i, (label, path) in enumerate(paths.items()):
-        path = np.asarray(path, float)
-        ax.plot(*path.T, "o-", color=colour(label, i), markersize=3.5, linewidth=1.5, label=label)
-        ax.plot(*path[-1], "*", color=colour(label, i), markersize=15, markeredgecolor="w")
-    ax.set_aspect("equal")
-    ax.grid(False)
-    _finish(ax, title, "θ₁", "θ₂", legend=False)
-    ax.legend(loc="upper left", fontsize=9.5, frameon=True)
     return figure
 
 
@@ -184,66 +127,6 @@ def text_table(rows, columns, n=220):
     head = "".join(f'<th style="text-align:left">{html.escape(c)}</th>' for c in columns)
     body = "".join("<tr>" + "".join(f'<td style="text-align:left;vertical-align:top">{cell(v)}</td>' for v in row) + "</tr>" for row in rows)
     return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
-
-
-# ---------------------------------------------------------------------------------------------- geometry (notebook 01)
-def clouds(rows, title, limit=3.0):
-    """3-D point clouds, one row of pictures per entry of `rows`: {label: {step: points [n, 3] or None}}, coloured by the angle
-    of the row's first cloud, so that one point keeps its colour."""
-    steps = list(next(iter(rows.values())))
-    figure, axes = plt.subplots(len(rows), len(steps), figsize=(2.4 * len(steps), 2.4 * len(rows) + 0.4), squeeze=False,
-                                subplot_kw={"projection": "3d"})
-    for row, (line, (label, clouds_)) in enumerate(zip(axes, rows.items())):
-        start = np.asarray(clouds_[steps[0]], float)
-        shade = np.arctan2(start[:, 1], start[:, 0])
-        for i, (ax, step) in enumerate(zip(line, steps)):
-            if clouds_[step] is None:
-                ax.set_axis_off()
-                ax.text2D(0.5, 0.5, "(no such step)", transform=ax.transAxes, ha="center", color="0.4")
-            else:
-                ax.scatter(*np.asarray(clouds_[step], float).T, c=shade, cmap="twilight_shifted", s=9, alpha=0.85, linewidths=0)
-            ax.set(**{f"{axis}lim": (-limit, limit) for axis in "xyz"}, **{f"{axis}ticklabels": [] for axis in "xyz"})
-            ax.view_init(elev=20, azim=-28)
-            ax.set_box_aspect((1, 1, 1), zoom=1.15)
-            ax.set_title(step if row == 0 else "", fontsize=11, loc="center")
-        line[0].text2D(-0.06, 0.5, label, transform=line[0].transAxes, rotation=90, va="center", fontsize=11.5, weight="bold")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12.5)
-    return figure
-
-
-def push_picture(ratio, angles, title, cosine=0.0, upto=90):
-    """Left: a token v (scaled to 1), a push of `ratio` at right angles to it (or at `cosine`), and what the norm leaves of their
-    sum, a point on the circle. Right: `angles` measured in degrees, from 0 to `upto`, beside the one drawn."""
-    figure, (left, right) = panels(2, width=9.2, height=3.8, gridspec_kw={"width_ratios": [1, 1.15]})
-    total = np.array([1 + ratio * cosine, ratio * np.sqrt(1 - cosine**2)])
-    turned = np.degrees(np.arctan2(total[1], total[0]))
-    around = np.linspace(0, 2 * np.pi, 200)
-    left.plot(np.cos(around), np.sin(around), color="0.6", linewidth=1, linestyle=":")
-    for start, end, shade, text, at in (((0, 0), (1, 0), COLOURS["clean"], "v", (0.5, -0.04)),
-                                        ((1, 0), total, COLOURS["random"], "θ", (1 + (total[0] - 1) / 2, total[1] / 2))):
-        left.annotate("", end, start,
-                      arrowprops={"arrowstyle": "-|>", "color": shade, "linewidth": 2, "shrinkA": 0, "shrinkB": 0})
-        left.annotate(text, at, xytext=(4, -13) if text == "v" else (7, -4), textcoords="offset points", color=shade, fontsize=12)
-    left.plot([0, total[0]], [0, total[1]], color=COLOURS["learned"], linewidth=1.2, linestyle="--")
-    left.plot(*(total / np.linalg.norm(total)), "o", color=COLOURS["learned"], markersize=9)
-    arc = np.radians(np.linspace(0, turned, 50))
-    left.plot(0.35 * np.cos(arc), 0.35 * np.sin(arc), color=COLOURS["learned"])
-    left.annotate(f"{turned:.1f}°", (0.4 * np.cos(arc[-1]), 0.4 * np.sin(arc[-1])), xytext=(-4, 6), textcoords="offset points",
-                  ha="right", color=COLOURS["learned"], fontsize=11)
-    left.set_aspect("equal")
-    left.set_xlim(-0.35, max(1.45, total[0] + 0.3))
-    left.set_ylim(-0.35, max(1.25, total[1] + 0.2))
-    _finish(left, f"ρ = ‖θ‖ / ‖v‖ = {ratio:.2f}", "along v (lengths of v)", "at right angles", legend=False)
-    angles = np.asarray(angles, float).ravel()
-    right.hist(angles[~np.isnan(angles)], bins=np.linspace(0, upto, 46), color=COLOURS["random"], alpha=0.75)
-    right.axvline(turned, color=COLOURS["learned"], linewidth=1.8)
-    side = 1 if turned < upto / 2 else -1
-    right.annotate(f"drawn: {turned:.1f}°", (turned, 0.93), xycoords=("data", "axes fraction"), textcoords="offset points",
-                   xytext=(6 * side, 0), ha="left" if side > 0 else "right", color=COLOURS["learned"])
-    right.set_xlim(0, upto)
-    _finish(right, "measured after the norm", "degrees that a token turns", "pairs of token and random θ", legend=False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12.5)
-    return figure
 
 
 def grid(matrix, rows, columns, title, xlabel, ylabel, label, formatted="{:.0f}", limits=None, ax=None):
@@ -268,7 +151,7 @@ def grid(matrix, rows, columns, title, xlabel, ylabel, label, formatted="{:.0f}"
         if not limits:
             bar.set_ticks([v for v in (0.5, 1, 2, 5, 10, 20, 45, 90) if low <= v <= high])
             bar.ax.yaxis.set_major_formatter("{x:g}")
-    _finish(ax, title, xlabel, ylabel, legend=False)
+    finish(ax, title, xlabel, ylabel, legend=False)
     return ax.figure
 
 
@@ -295,7 +178,7 @@ def curves(series, title, xlabel, ylabel, ax=None, shade=None, ylim=None, marks=
     ax.minorticks_off()
     if ylim:
         ax.set_ylim(*ylim)
-    _finish(ax, title, xlabel, ylabel, legend)
+    finish(ax, title, xlabel, ylabel, legend)
     return figure
 
 
@@ -321,7 +204,7 @@ def versus(groups, title, xlabels, interval, log=True):
                 ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 ax.xaxis.set_major_formatter("{x:g}")
         ax.grid(axis="y", visible=False)
-        _finish(ax, "", label, "", legend=False)
+        finish(ax, "", label, "", legend=False)
     axes[0].set_ylim(len(groups) - 0.4, -0.6)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=10)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12.5)
@@ -344,7 +227,7 @@ def stacked(counts, title, xlabel):
     ax.set_yticks(range(len(counts)), list(counts.index))
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    _finish(ax, title, xlabel, "", legend=False)
+    finish(ax, title, xlabel, "", legend=False)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=10)
     return figure
 
@@ -363,6 +246,6 @@ def rates(groups, title, xlabel):
     ax.invert_yaxis()
     ax.set_xlim(-0.03, 1.03)
     ax.grid(axis="y", visible=False)
-    _finish(ax, title, xlabel, "", legend=False)
+    finish(ax, title, xlabel, "", legend=False)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=10)
     return figure

@@ -216,7 +216,7 @@ def cells_at(lm, prompt, source_layer, target_layer, radii, seed, steps=8, n_vec
             for v in range(len(vectors)) for c in coeffs]
     theta = SteeringVectors(torch.stack([c * found[at][kind].tensor[v] for at, kind, v, c in rows]), span.source_layer)
     greedy = measured(span, clean, theta, max_new_tokens)
-    told = [(i, one) for i, one in enumerate(greedy)]
+    told = list(enumerate(greedy))
     chosen = [i for i, (_, kind, _, _) in enumerate(rows) if kind in sampled]
     if chosen:
         said, _ = spoken(lm, chat, clean, theta[chosen], temperature, max_new_tokens, seed)
@@ -327,6 +327,7 @@ def compute(name, model=None, workers=2, folder=None, store=None, prompt_set="ev
     known = grids(lm.name, lm.n_layers, prompt_set=prompt_set)
     if name not in known:
         raise ValueError(f"There is no grid {name!r}: use one of {', '.join(known)}.")
+
     def unpack(config, done):
         return [{"config": {**config, "radius": radius}, "result": one} for radius, one in zip(config["radius"], done["results"])]
 

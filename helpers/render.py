@@ -149,7 +149,7 @@ def render_still(grid, state):
     ax.set_xticks(range(len(radii)), [f"{r:g}" for r in radii])
     ax.set_yticks(range(len(layers)), layers)
     ax.grid(False)
-    figures._finish(ax, f"How many of {view['of']} change and stay fluent?", AXES["radius"], AXES["source_layer"], legend=False)
+    figures.finish(ax, f"How many of {view['of']} change and stay fluent?", AXES["radius"], AXES["source_layer"], legend=False)
     axes = right.subplots(len(GAUGES), 1)
     for ax, (name, (label, unit, log)) in zip(axes, GAUGES.items()):
         low, high, counts = scale = grid.scales[name]
@@ -236,7 +236,7 @@ def render_token_grid(words, moved):
         image = ax.imshow(np.minimum(np.asarray(values, float), 1), vmin=0, vmax=1, cmap="cividis", aspect="auto")
         ax.set_xticks(range(len(words)), [w.replace("\n", "↵").replace("$", r"\$") for w in words], rotation=90, fontsize=7)
         ax.grid(False)
-        figures._finish(ax, kind, "token of the prompt", "after block" if ax is axes[0] else "", legend=False)
+        figures.finish(ax, kind, "token of the prompt", "after block" if ax is axes[0] else "", legend=False)
     figure.colorbar(image, ax=list(axes), label="‖moved‖ / ‖residual‖ (1: or more)", pad=0.01)
     figure.suptitle("How far has each token's residual moved?", x=0.01, ha="left", fontsize=12.5)
     return figure

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from .ledger import ROOT, write_atomically
 from .notebooks import UserError
 
-REPORTING = {f"helpers.{name}" for name in ("sweeps", "stored", "ledger", "notebooks", "figures")}  # they change no result
+REPORTING = {f"helpers.{name}" for name in ("sweeps", "stored", "ledger", "notebooks", "figures", "canvas", "sketches")}  # they change no result
 _PROCESS = uuid.uuid4().hex  # with the process number (a fork copies it): is this the process that asked?
 _models, _lock, _threads = threading.local(), threading.Lock(), None
 

@@ -1,7 +1,5 @@
 """Chain of thought unlocked: what an organism that answers at once says under each vector, and the stored sweep of notebook 05
 (`python -m helpers grid unlocking` computes it)."""
-import torch
-
 from . import stored, sweeps
 from .arithmetic import Problem, arithmetic_prompt, arithmetic_text, problems
 from .behaviours import works_in_steps
@@ -40,8 +38,8 @@ def cell(lm, problem, source_layer, target_layer, radius, seed, others=(), n_vec
                      for row in said(speaker, vectors, chat, more, look_tokens, max_new_tokens)]}
 
 
-def run_cell(model, organism=None, share=None, **config) -> dict:
-    """`cell` for a sweep's worker: the organism by name, loaded once per process; `share` only labels."""
+def run_cell(model, organism=None, **config) -> dict:
+    """`cell` for a sweep's worker: the organism by name, loaded once per process."""
     return cell(sweeps.model(model, organism), **config)
 
 
