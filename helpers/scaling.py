@@ -155,9 +155,11 @@ def bench_workers(counts=(1, 2), n_cells=8, sizes=WORKER) -> dict:
 # ---------------------------------------------------------------------------------------------- the figure and the command
 def figure(record):
     """A panel for each axis (time and memory, both relative to the smallest size, with their exponents), and one for workers."""
+    import matplotlib.pyplot as plt
+
     from . import figures
     grown, workers = record["axes"], record["workers"]
-    fig, panels = figures.plt.subplots(2, 4, figsize=(14, 6.6))
+    fig, panels = plt.subplots(2, 4, figsize=(14, 6.6))
     for ax, (axis, found) in zip(panels.flat, grown.items()):
         sizes = np.array(found["sizes"])
         ax.plot(sizes, sizes / sizes[0], color="0.5", linestyle=":", label="in proportion")
