@@ -18,7 +18,7 @@ test: $(VENV)/.installed
 	$(PY) -m pytest
 
 html: $(VENV)/.installed
-	$(PY) -m helpers.export
+	$(PY) -m helpers.workbook.export
 
 lab: $(VENV)/.installed
 	$(PY) -m jupyterlab notebooks/00_start_here.ipynb

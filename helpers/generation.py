@@ -1,16 +1,18 @@
 """What the model then says: prompts × vectors completions, in batches."""
+
 from contextlib import nullcontext
 
 import torch
+from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
-from tqdm.auto import tqdm
-
-from .memory import in_parts
+from .residual.memory import in_parts
 from .steering import coefficients, steer
 
-SHARED = 8  # prompts that begin with as many tokens in common are worth the bookkeeping of `_read_once`
+SHARED = (
+    8  # prompts that begin with as many tokens in common are worth the bookkeeping of `_read_once`
+)
 
 
 class _Sampling(LogitsProcessor):
@@ -22,12 +24,15 @@ class _Sampling(LogitsProcessor):
         self.generators = [torch.Generator().manual_seed(s) for s in seeds]
 
     def __call__(self, input_ids, scores):
-        uniform = torch.stack([torch.rand(scores.shape[-1], generator=g) for g in self.generators]).clamp_(1e-20, 1 - 1e-7)
+        uniform = torch.stack(
+            [torch.rand(scores.shape[-1], generator=g) for g in self.generators]
+        ).clamp_(1e-20, 1 - 1e-7)
         return scores.float() / self.temperature - uniform.log().neg().log().to(scores.device)
 
 
 class _First(LogitsProcessor):
     """Keeps the log-probabilities of the first new token, as the model has them."""
+
     logp = None
 
     def __call__(self, input_ids, scores):
@@ -38,7 +43,9 @@ class _First(LogitsProcessor):
 
 def pairs(prompts, vectors):
     """The rows (vector index, prompt index) of a prompts × vectors batch, one vector after another."""
-    return [(v, i) for v in range(1 if vectors is None else len(vectors)) for i in range(len(prompts))]
+    return [
+        (v, i) for v in range(1 if vectors is None else len(vectors)) for i in range(len(prompts))
+    ]
 
 
 def _opening(encoded) -> int:
@@ -61,20 +68,44 @@ def _read_once(lm, encoded, which, steered) -> dict:
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
     beginning = ids[0][mask[0].bool()][:n].expand(len(vectors), n)
     with steered(vectors):
-        cache = lm.model(input_ids=beginning, attention_mask=torch.ones_like(beginning), use_cache=True,
-                         logits_to_keep=1).past_key_values
-    if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        cache = lm.model(
+            input_ids=beginning,
+            attention_mask=torch.ones_like(beginning),
+            use_cache=True,
+            logits_to_keep=1,
+        ).past_key_values
+    if type(cache) is not DynamicCache or any(
+        type(layer) is not DynamicLayer for layer in cache.layers
+    ):
         return encoded
     cache.reorder_cache(torch.tensor([vectors.index(v) for v in which], device=lm.device))
-    rest = torch.arange(ids.shape[1], device=lm.device) >= (ids.shape[1] - mask.sum(1) + n)[:, None]  # not of the beginning
+    rest = (
+        torch.arange(ids.shape[1], device=lm.device) >= (ids.shape[1] - mask.sum(1) + n)[:, None]
+    )  # not of the beginning
     start = beginning[:1].expand(len(which), n)
-    return {"input_ids": torch.cat([start, ids[:, n:].where(rest[:, n:], lm.tokenizer.pad_token_id)], 1),
-            "attention_mask": torch.cat([torch.ones_like(start), rest[:, n:].to(mask.dtype)], 1), "past_key_values": cache}
+    return {
+        "input_ids": torch.cat(
+            [start, ids[:, n:].where(rest[:, n:], lm.tokenizer.pad_token_id)], 1
+        ),
+        "attention_mask": torch.cat([torch.ones_like(start), rest[:, n:].to(mask.dtype)], 1),
+        "past_key_values": cache,
+    }
 
 
 @torch.no_grad()
-def complete(lm, prompts, vectors=None, coeff=1.0, tokens="all", max_new_tokens=48, temperature=0.0, seed=0, batch_size=64,
-             progress=False, first=False):
+def complete(
+    lm,
+    prompts,
+    vectors=None,
+    coeff=1.0,
+    tokens="all",
+    max_new_tokens=48,
+    temperature=0.0,
+    seed=0,
+    batch_size=64,
+    progress=False,
+    first=False,
+):
     """Completions, without special tokens: a list over prompts, or with `vectors` a list over vectors of such lists.
 
     `temperature` 0 is greedy. Sampled text is a function of (seed, place in `prompts`), so all vectors share their noise and
@@ -86,33 +117,48 @@ def complete(lm, prompts, vectors=None, coeff=1.0, tokens="all", max_new_tokens=
     if not prompts:
         raise ValueError("prompts is empty: give at least one.")
     if temperature < 0 or max_new_tokens < 1 or batch_size < 1:
-        raise ValueError(f"temperature {temperature}, max_new_tokens {max_new_tokens} and batch_size {batch_size} "
-                         "must be ≥ 0, ≥ 1 and ≥ 1.")
+        raise ValueError(
+            f"temperature {temperature}, max_new_tokens {max_new_tokens} and batch_size {batch_size} "
+            "must be ≥ 0, ≥ 1 and ≥ 1."
+        )
     rows = pairs(prompts, vectors)
     if vectors is not None:
         coeffs = coefficients(coeff, len(vectors))
     stop = lm.model.generation_config.eos_token_id or lm.tokenizer.eos_token_id
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop,
-                              pad_token_id=lm.tokenizer.pad_token_id,
-                              repetition_penalty=1.0)  # the model's own would count padding, and so depend on the batch
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=stop,
+        pad_token_id=lm.tokenizer.pad_token_id,
+        repetition_penalty=1.0,
+    )  # the model's own would count padding, and so depend on the batch
     bar = tqdm(total=len(rows), desc="completions", leave=False, disable=not progress)
 
     def steered(which):
-        return nullcontext() if vectors is None else steer(lm, vectors[which], coeffs[which], tokens)
+        return (
+            nullcontext() if vectors is None else steer(lm, vectors[which], coeffs[which], tokens)
+        )
 
     def say(part):
         encoded, which = lm.encode([prompts[i] for _, i in part]), [v for v, _ in part]
-        seen, sampling = _First(), _Sampling(temperature, [seed * 1_000_003 + i for _, i in part]) if temperature else None
+        seen, sampling = (
+            _First(),
+            _Sampling(temperature, [seed * 1_000_003 + i for _, i in part])
+            if temperature
+            else None,
+        )
         processors = LogitsProcessorList(filter(None, [first and seen, sampling]))
         asked = _read_once(lm, encoded, which, steered) if tokens == "all" else encoded
         with steered(which):
             out = lm.model.generate(**asked, generation_config=config, logits_processor=processors)
         bar.update(len(part))
-        return lm.tokenizer.batch_decode(out[:, encoded["input_ids"].shape[1]:], skip_special_tokens=True), seen.logp
+        return lm.tokenizer.batch_decode(
+            out[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True
+        ), seen.logp
 
     with bar:
         done, _ = in_parts(say, rows, batch_size, "completions")
     texts = [text for part, _ in done for text in part]
-    table = [texts[i:i + len(prompts)] for i in range(0, len(texts), len(prompts))]
+    table = [texts[i : i + len(prompts)] for i in range(0, len(texts), len(prompts))]
     said = table[0] if vectors is None else table
     return (said, torch.cat([logp for _, logp in done])) if first else said

@@ -4,6 +4,7 @@
 calls `record`; in a default run (every parameter as committed; the runner sets WORKBOOK_DEFAULT_RUN=1) the result is kept under
 `build/claims/<notebook>/`, and `write` puts claims and results side by side. Other runs print, and keep nothing.
 """
+
 import html
 import json
 import math
@@ -13,11 +14,14 @@ import re
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from . import ROOT  # noqa: E402
+
 CLAIMS = ROOT / "data" / "claims.json"
 MARKS = ("<!-- results, written by python -m helpers refresh -->", "<!-- end of results -->")
-STAND_IN = ("A 135M-parameter chat model (4-bit weights, de-quantised) and fine-tuned organisms stand in for the 1.8 to 14 B "
-            "parameter models of the published work.")
+STAND_IN = (
+    "A 135M-parameter chat model (4-bit weights, de-quantised) and fine-tuned organisms stand in for the 1.8 to 14 B "
+    "parameter models of the published work."
+)
 VERDICTS = ["not attempted", "not replicated", "partly", "replicated"]  # from worst to best
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _recorded = {}  # results of this kernel, by claim id: what a notebook's closing table shows
@@ -52,13 +56,26 @@ def claims():
     """The claims of data/claims.json, by id. ValueError names the claim and the field where the file is wrong."""
     found = {}
     for claim in json.loads(CLAIMS.read_text(encoding="utf-8")):
-        missing = {"id", "claim", "source", "published", "notebook", "core", "thresholds", "last_verdict"} - set(claim)
+        missing = {
+            "id",
+            "claim",
+            "source",
+            "published",
+            "notebook",
+            "core",
+            "thresholds",
+            "last_verdict",
+        } - set(claim)
         if missing:
-            raise ValueError(f"{CLAIMS.name}: claim {claim.get('id', '?')!r} lacks {', '.join(sorted(missing))}.")
+            raise ValueError(
+                f"{CLAIMS.name}: claim {claim.get('id', '?')!r} lacks {', '.join(sorted(missing))}."
+            )
         if claim["id"] in found:
             raise ValueError(f"{CLAIMS.name}: two claims are called {claim['id']!r}.")
         if claim["last_verdict"] not in [None, *VERDICTS[1:]]:
-            raise ValueError(f"{CLAIMS.name}: claim {claim['id']!r} has an unknown last_verdict, {claim['last_verdict']!r}.")
+            raise ValueError(
+                f"{CLAIMS.name}: claim {claim['id']!r} has an unknown last_verdict, {claim['last_verdict']!r}."
+            )
         found[claim["id"]] = claim
     return found
 
@@ -68,15 +85,20 @@ def _quantity(name, values):
     parts = name.split(" - ")
     for part in parts:
         if part not in values:
-            raise ValueError(f"The thresholds need the quantity {part!r}; the result has only {', '.join(sorted(values))}.")
+            raise ValueError(
+                f"The thresholds need the quantity {part!r}; the result has only {', '.join(sorted(values))}."
+            )
     return values[parts[0]] - sum(values[part] for part in parts[1:])
 
 
 def verdict(claim, values):
-    """"replicated", "partly" or "not replicated": the best whose every threshold the values meet."""
+    """ "replicated", "partly" or "not replicated": the best whose every threshold the values meet."""
     for name in ("replicated", "partly"):
         limits = claim["thresholds"].get(name)
-        if limits and all(OPERATORS[sign](_quantity(quantity, values), limit) for quantity, (sign, limit) in limits.items()):
+        if limits and all(
+            OPERATORS[sign](_quantity(quantity, values), limit)
+            for quantity, (sign, limit) in limits.items()
+        ):
             return name
     return "not replicated"
 
@@ -101,22 +123,45 @@ def record(claim, value, interval=None, **facts):
     """
     known = claims()
     if claim not in known:
-        raise ValueError(f"There is no claim {claim!r}; data/claims.json has {', '.join(sorted(known))}.")
+        raise ValueError(
+            f"There is no claim {claim!r}; data/claims.json has {', '.join(sorted(known))}."
+        )
     values = _plain(value if isinstance(value, dict) else {"value": value})
     for name, number in values.items():
-        if isinstance(number, str) or not isinstance(number, (int, float)) or not math.isfinite(number):
-            raise ValueError(f"Claim {claim!r}: {name} is {number!r}, where a finite number is needed.")
+        if (
+            isinstance(number, str)
+            or not isinstance(number, (int, float))
+            or not math.isfinite(number)
+        ):
+            raise ValueError(
+                f"Claim {claim!r}: {name} is {number!r}, where a finite number is needed."
+            )
     entry = known[claim]
     ours = verdict(entry, values)
-    result = {"id": claim, "values": values, "interval": _plain(interval), "verdict": ours, "facts": _plain(facts),
-              "notebook": os.environ.get("WORKBOOK_NOTEBOOK", "interactive")}
+    result = {
+        "id": claim,
+        "values": values,
+        "interval": _plain(interval),
+        "verdict": ours,
+        "facts": _plain(facts),
+        "notebook": os.environ.get("WORKBOOK_NOTEBOOK", "interactive"),
+    }
     _recorded[claim] = result
-    print(f"{claim}: {_ours(result)} → {ours}" + ("" if default_run() else " (not a default run: the ledger is left as it is)"))
+    print(
+        f"{claim}: {_ours(result)} → {ours}"
+        + ("" if default_run() else " (not a default run: the ledger is left as it is)")
+    )
     if default_run():
         text = json.dumps(result, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         write_atomically(build_folder() / "claims" / result["notebook"] / f"{claim}.json", text)
-        if entry["core"] and entry["last_verdict"] and VERDICTS.index(ours) < VERDICTS.index(entry["last_verdict"]):
-            raise AssertionError(f"Core claim {claim!r} was {entry['last_verdict']} and is now {ours}: {_ours(result)}.")
+        if (
+            entry["core"]
+            and entry["last_verdict"]
+            and VERDICTS.index(ours) < VERDICTS.index(entry["last_verdict"])
+        ):
+            raise AssertionError(
+                f"Core claim {claim!r} was {entry['last_verdict']} and is now {ours}: {_ours(result)}."
+            )
     return ours
 
 
@@ -144,14 +189,31 @@ def _ours(result):
     if list(values) == ["value"]:
         return _number(values["value"]) + _span(interval)
     spans = interval if isinstance(interval, dict) else {}
-    return ", ".join(f"{name.replace('_', ' ')} {_number(value)}{_span(spans.get(name))}" for name, value in values.items())
+    return ", ".join(
+        f"{name.replace('_', ' ')} {_number(value)}{_span(spans.get(name))}"
+        for name, value in values.items()
+    )
 
 
 def _criteria(claim):
-    rules = ({"replicated": claim["thresholds"].get("replicated") or {}, "partly": claim["thresholds"].get("partly") or {}})
-    return "; ".join(f"{name} if " + " and ".join(f"{quantity.replace('_', ' ')} {sign} {limit}"
-                                                  for quantity, (sign, limit) in limits.items())
-                     for name, limits in rules.items() if limits).replace(">=", "≥").replace("<=", "≤").replace("value ", "")
+    rules = {
+        "replicated": claim["thresholds"].get("replicated") or {},
+        "partly": claim["thresholds"].get("partly") or {},
+    }
+    return (
+        "; ".join(
+            f"{name} if "
+            + " and ".join(
+                f"{quantity.replace('_', ' ')} {sign} {limit}"
+                for quantity, (sign, limit) in limits.items()
+            )
+            for name, limits in rules.items()
+            if limits
+        )
+        .replace(">=", "≥")
+        .replace("<=", "≤")
+        .replace("value ", "")
+    )
 
 
 def _why(claim, result):
@@ -174,7 +236,9 @@ def entries(notebook=None, build=None):
     notebook: only the claims that this notebook ("02", or its whole name) decides or has recorded.
     """
     results = {}
-    for path in sorted(build_folder(build).glob("claims/*/*.json")):  # of two notebooks, the later one counts
+    for path in sorted(
+        build_folder(build).glob("claims/*/*.json")
+    ):  # of two notebooks, the later one counts
         results[path.stem] = json.loads(path.read_text(encoding="utf-8"))
     if build is None:
         results.update(_recorded)
@@ -184,10 +248,17 @@ def entries(notebook=None, build=None):
         here = build is None and claim["id"] in _recorded
         if notebook and claim["notebook"] != notebook.split("_")[0] and not here:
             continue
-        rows.append({**{key: claim[key] for key in ("id", "claim", "source", "published")},
-                     "ours": _ours(result) if result else None, "interval": result["interval"] if result else None,
-                     "core": claim["core"], "verdict": result["verdict"] if result else "not attempted",
-                     "why": _why(claim, result), "result": result})
+        rows.append(
+            {
+                **{key: claim[key] for key in ("id", "claim", "source", "published")},
+                "ours": _ours(result) if result else None,
+                "interval": result["interval"] if result else None,
+                "core": claim["core"],
+                "verdict": result["verdict"] if result else "not attempted",
+                "why": _why(claim, result),
+                "result": result,
+            }
+        )
     return rows
 
 
@@ -196,15 +267,22 @@ def table(notebook=None, build=None):
     import pandas
 
     class Claims(pandas.DataFrame):
-        def _repr_html_(self):  # pandas cuts cells at 50 characters; here every word is wanted, escaped
+        def _repr_html_(
+            self,
+        ):  # pandas cuts cells at 50 characters; here every word is wanted, escaped
             cells = {name: [html.escape(str(cell)) for cell in self[name]] for name in self.columns}
             style = "text-align:left;vertical-align:top"
             head = "".join(f'<th style="{style}">{name}</th>' for name in cells)
-            body = "".join("<tr>" + "".join(f'<td style="{style}">{cell}</td>' for cell in row) + "</tr>"
-                           for row in zip(*cells.values()))
+            body = "".join(
+                "<tr>" + "".join(f'<td style="{style}">{cell}</td>' for cell in row) + "</tr>"
+                for row in zip(*cells.values())
+            )
             return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
-    rows = [(row["claim"], row["published"], row["ours"] or "–", row["verdict"]) for row in entries(notebook, build)]
+    rows = [
+        (row["claim"], row["published"], row["ours"] or "–", row["verdict"])
+        for row in entries(notebook, build)
+    ]
     return Claims(rows, columns=["claim", "published", "ours", "verdict"])
 
 
@@ -213,20 +291,45 @@ def write(build=None):
     folder = build_folder(build)
     rows = entries(build=folder)
     counts = {name: sum(row["verdict"] == name for row in rows) for name in reversed(VERDICTS)}
-    models = sorted({row["result"]["facts"].get("model", "") for row in rows if row["result"]} - {""})
+    models = sorted(
+        {row["result"]["facts"].get("model", "") for row in rows if row["result"]} - {""}
+    )
     document = {"meta": {"stand_in": STAND_IN, "models": models, "counts": counts}, "claims": rows}
-    write_atomically(folder / "ledger.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    lines = ["# Claims and results", "", STAND_IN, "", ", ".join(f"{n} {name}" for name, n in counts.items()) + ".", "",
-             "| Claim | Source | Published | Ours | Verdict | Why |", "|---|---|---|---|---|---|"]
-    lines += [_markdown(row["claim"] + (" (core)" if row["core"] else ""), row["source"], row["published"], row["ours"] or "–",
-                        row["verdict"], row["why"]) for row in rows]
+    write_atomically(
+        folder / "ledger.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    )
+    lines = [
+        "# Claims and results",
+        "",
+        STAND_IN,
+        "",
+        ", ".join(f"{n} {name}" for name, n in counts.items()) + ".",
+        "",
+        "| Claim | Source | Published | Ours | Verdict | Why |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        _markdown(
+            row["claim"] + (" (core)" if row["core"] else ""),
+            row["source"],
+            row["published"],
+            row["ours"] or "–",
+            row["verdict"],
+            row["why"],
+        )
+        for row in rows
+    ]
     write_atomically(folder / "ledger.md", "\n".join(lines) + "\n")
     return rows
 
 
 def _markdown(*cells):
     """A row of a Markdown table."""
-    return "| " + " | ".join(re.sub(r"\s+", " ", str(cell)).replace("|", "\\|") for cell in cells) + " |"
+    return (
+        "| "
+        + " | ".join(re.sub(r"\s+", " ", str(cell)).replace("|", "\\|") for cell in cells)
+        + " |"
+    )
 
 
 def into_readme(text, build=None):
@@ -235,7 +338,9 @@ def into_readme(text, build=None):
     before, start, rest = text.partition(MARKS[0])
     old, end, after = rest.partition(MARKS[1])
     if not (start and end):
-        raise ValueError(f"README.md has no table of results: it belongs between {MARKS[0]} and {MARKS[1]}.")
+        raise ValueError(
+            f"README.md has no table of results: it belongs between {MARKS[0]} and {MARKS[1]}."
+        )
     kept = {line.split(" | ")[0]: line for line in old.splitlines()}
     lines = ["| Claim | Published | Ours | Verdict |", "|---|---|---|---|"]
     for row in sorted(entries(build=build_folder(build)), key=lambda row: not row["core"]):
@@ -252,9 +357,11 @@ def terminal_table(rows, width=100):
     lines = ["", "Claims (published ones beside them: build/ledger.md)"]
     for row in tried:
         line = f"  {row['verdict']:<15} {row['id']:<{ids}}  {row['ours']}"
-        lines.append(line if len(line) <= width else line[:width - 1] + "…")
+        lines.append(line if len(line) <= width else line[: width - 1] + "…")
     if not tried:
         lines.append("  none attempted yet")
     elif len(tried) < len(rows):
-        lines.append(f"  not attempted   {len(rows) - len(tried)} others, for the reasons in the ledger")
+        lines.append(
+            f"  not attempted   {len(rows) - len(tried)} others, for the reasons in the ledger"
+        )
     return "\n".join(lines)

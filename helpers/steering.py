@@ -1,4 +1,5 @@
 """A set of steering vectors as an artefact, and the context manager that applies them."""
+
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -7,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .sites import add_at, check_site, resolve_layer, select_tokens
+from .residual.sites import add_at, check_site, resolve_layer, select_tokens
 
 FORMAT = "steering-vectors/1"
 
@@ -18,6 +19,7 @@ class SteeringVectors:
 
     `2 * v`, `-v`, `v[3]`, `v[:8]` and `v[[1, 5]]` give new sets; the tensor handed in is copied, never changed.
     """
+
     tensor: torch.Tensor
     source_layer: int
     site: str = "resid_post"
@@ -29,7 +31,9 @@ class SteeringVectors:
         if tensor.ndim == 1:
             tensor = tensor[None]
         if tensor.ndim != 2 or not tensor.numel():
-            raise ValueError(f"steering vectors of shape {list(tensor.shape)} do not fit: [n_vectors, d_model] is needed.")
+            raise ValueError(
+                f"steering vectors of shape {list(tensor.shape)} do not fit: [n_vectors, d_model] is needed."
+            )
         if not tensor.isfinite().all():
             raise ValueError("steering vectors hold NaN or infinite numbers.")
         check_site(self.site)
@@ -44,7 +48,11 @@ class SteeringVectors:
         return replace(self, tensor=self.tensor[index].reshape(-1, self.tensor.shape[1]))
 
     def __mul__(self, factor):
-        return replace(self, tensor=self.tensor * factor, radius=None if self.radius is None else self.radius * abs(factor))
+        return replace(
+            self,
+            tensor=self.tensor * factor,
+            radius=None if self.radius is None else self.radius * abs(factor),
+        )
 
     __rmul__ = __mul__
 
@@ -53,8 +61,17 @@ class SteeringVectors:
 
     def save(self, path) -> None:
         """Write a .safetensors file; everything but the tensor stands in its header."""
-        about = {"source_layer": self.source_layer, "site": self.site, "radius": self.radius, "provenance": self.provenance}
-        save_file({"vectors": self.tensor}, str(path), metadata={"format": FORMAT, "about": json.dumps(about)})
+        about = {
+            "source_layer": self.source_layer,
+            "site": self.site,
+            "radius": self.radius,
+            "provenance": self.provenance,
+        }
+        save_file(
+            {"vectors": self.tensor},
+            str(path),
+            metadata={"format": FORMAT, "about": json.dumps(about)},
+        )
 
     @classmethod
     def load(cls, path, lm=None) -> "SteeringVectors":
@@ -63,13 +80,19 @@ class SteeringVectors:
             with safe_open(str(path), "pt") as f:
                 header, tensor = f.metadata() or {}, f.get_tensor("vectors")
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} cannot be read as steering vectors: {str(error).splitlines()[0]}.") from None
+            raise ValueError(
+                f"{path} cannot be read as steering vectors: {str(error).splitlines()[0]}."
+            ) from None
         if header.get("format") != FORMAT:
-            raise ValueError(f"{path} holds no steering vectors: its field 'format' is {header.get('format')!r}, not {FORMAT!r}.")
+            raise ValueError(
+                f"{path} holds no steering vectors: its field 'format' is {header.get('format')!r}, not {FORMAT!r}."
+            )
         try:
             vectors = cls(tensor, **json.loads(header.get("about", "")))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} is broken, its fields 'vectors' and 'about' make no steering vectors: {error}") from None
+            raise ValueError(
+                f"{path} is broken, its fields 'vectors' and 'about' make no steering vectors: {error}"
+            ) from None
         if lm is not None:
             vectors.check(lm, str(path))
         return vectors
@@ -77,8 +100,10 @@ class SteeringVectors:
     def check(self, lm, name="these vectors") -> int:
         """The source layer as an index into `lm`'s blocks; a ValueError says what does not fit."""
         if self.tensor.shape[1] != lm.d_model:
-            raise ValueError(f"{name}: d_model is {self.tensor.shape[1]}, that of {lm.name} is {lm.d_model}; "
-                             "they were made for another model.")
+            raise ValueError(
+                f"{name}: d_model is {self.tensor.shape[1]}, that of {lm.name} is {lm.d_model}; "
+                "they were made for another model."
+            )
         return resolve_layer(lm, self.source_layer, f"{name}: source_layer")
 
 
@@ -86,7 +111,9 @@ def coefficients(coeff, n_vectors) -> torch.Tensor:
     """`coeff`, one number or one per vector, as fp32 [n_vectors]; a ValueError says what does not fit."""
     values = torch.as_tensor(coeff, dtype=torch.float32).flatten()
     if len(values) not in (1, n_vectors) or not values.isfinite().all():
-        raise ValueError(f"coeff {coeff!r} does not fit: give one finite number, or one for each of the {n_vectors} vectors.")
+        raise ValueError(
+            f"coeff {coeff!r} does not fit: give one finite number, or one for each of the {n_vectors} vectors."
+        )
     return values.expand(n_vectors)
 
 
@@ -109,7 +136,9 @@ def steer(lm, vectors, coeff=1.0, tokens="all"):
     else:
         role, positions = "prompt", tokens
         if isinstance(tokens, str):
-            select_tokens(tokens, torch.ones(1, 2, dtype=torch.long), "tokens")  # an unknown role is said at once
+            select_tokens(
+                tokens, torch.ones(1, 2, dtype=torch.long), "tokens"
+            )  # an unknown role is said at once
     call = {}
 
     def look(module, args, kwargs):
@@ -120,20 +149,30 @@ def steer(lm, vectors, coeff=1.0, tokens="all"):
         call["prompt"] = cache is None or cache.get_seq_length() == 0
         if mask is None:
             mask = torch.ones(ids.shape[:2], dtype=torch.long, device=ids.device)
-        call["mask"] = mask[:, -ids.shape[1]:] if torch.is_tensor(mask) and mask.ndim == 2 else None
+        call["mask"] = (
+            mask[:, -ids.shape[1] :] if torch.is_tensor(mask) and mask.ndim == 2 else None
+        )
 
     def offset(hidden):
         batch = hidden.shape[0]
         if len(theta) not in (1, batch):
-            raise ValueError(f"{len(theta)} vectors do not fit a batch of {batch} rows: give one vector, or one per row.")
+            raise ValueError(
+                f"{len(theta)} vectors do not fit a batch of {batch} rows: give one vector, or one per row."
+            )
         if call and role != "all" and call["prompt"] != (role == "prompt"):
             return torch.zeros_like(theta)
         if not call or call["mask"] is None:
             if positions != "all":
-                raise ValueError(f"tokens {positions!r} cannot be told from padding here: they need a forward pass of the whole "
-                                 "model with a two-dimensional attention mask.")
+                raise ValueError(
+                    f"tokens {positions!r} cannot be told from padding here: they need a forward pass of the whole "
+                    "model with a two-dimensional attention mask."
+                )
             return theta
-        chosen = select_tokens(positions, call["mask"], "tokens") if call["prompt"] else call["mask"].bool()
+        chosen = (
+            select_tokens(positions, call["mask"], "tokens")
+            if call["prompt"]
+            else call["mask"].bool()
+        )
         return theta * chosen[:, :, None]
 
     handle = lm.decoder.register_forward_pre_hook(look, with_kwargs=True)

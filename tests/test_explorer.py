@@ -1,4 +1,5 @@
 """The explorer: pure renders, panels driven by setting values, the live lab's thread, the exported page."""
+
 import html
 import json
 import re
@@ -16,10 +17,14 @@ from ipywidgets import embed
 from nbformat.v4 import new_notebook
 from standin import PROMPTS, make
 
-from helpers import explorer, export, judging, live, notebooks, render, training
+from helpers import training
+from helpers.figures import explorer, live, render
+from helpers.metrics import fluency
 from helpers.steering import SteeringVectors
+from helpers.studies import store
+from helpers.workbook import export, notebooks
 
-NASTY = "<script>alert(1)</script> <img src=x onerror=alert(1)> & \"quoted\""
+NASTY = '<script>alert(1)</script> <img src=x onerror=alert(1)> & "quoted"'
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +34,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sweep(folder):
-    return judging.read("explorer", folder=folder)
+    return store.read("explorer", folder=folder)
 
 
 @pytest.fixture(scope="module")
 def grid(sweep):
-    return judging.Grid(sweep)
+    return store.Grid(sweep)
 
 
 @pytest.fixture
@@ -44,7 +49,17 @@ def panel(grid):
 
 @pytest.fixture
 def lab(tiny, tmp_path):
-    panel = live.LiveLab(tiny, "What is tea?", 1, 4, "1, 4", 2, steps=2, max_new_tokens=8, folder=tmp_path / "vectors")
+    panel = live.LiveLab(
+        tiny,
+        "What is tea?",
+        1,
+        4,
+        "1, 4",
+        2,
+        steps=2,
+        max_new_tokens=8,
+        folder=tmp_path / "vectors",
+    )
     yield panel
     panel.stop.set()
     panel.wait(60)
@@ -63,8 +78,12 @@ def press(lab, name):
 
 # -- pure renders ------------------------------------------------------------------------------------------------------
 def test_model_text_is_shown_not_run(grid):
-    for shown in (render.render_texts(NASTY, "x " + NASTY, NASTY), render.render_tokens([NASTY], [0.5]),
-                  render.render_error(ValueError(NASTY)), render.render_table([{c: NASTY for c in render.COLUMNS}])):
+    for shown in (
+        render.render_texts(NASTY, "x " + NASTY, NASTY),
+        render.render_tokens([NASTY], [0.5]),
+        render.render_error(ValueError(NASTY)),
+        render.render_table([{c: NASTY for c in render.COLUMNS}]),
+    ):
         assert "<script" not in shown and "<img" not in shown and "&lt;script&gt;" in shown
 
 
@@ -77,34 +96,78 @@ def test_marking_keeps_every_word(clean, said):
 
 def test_exactly_the_other_words_are_marked():
     left, right = render.marked("bread needs flour and time", "bread needs a pirate and time")
-    assert [re.findall(r"<mark[^>]*>(.*?)</mark>", side) for side in (left, right)] == [["flour"], ["a pirate"]]
+    assert [re.findall(r"<mark[^>]*>(.*?)</mark>", side) for side in (left, right)] == [
+        ["flour"],
+        ["a pirate"],
+    ]
 
 
-@pytest.mark.parametrize("value, log, at", [(1, False, 0), (3, False, 1), (2, False, 0.5), (99, False, 1), (-9, False, 0),
-                                            (3**0.5, True, 0.5), (0, True, 0)])
+@pytest.mark.parametrize(
+    "value, log, at",
+    [
+        (1, False, 0),
+        (3, False, 1),
+        (2, False, 0.5),
+        (99, False, 1),
+        (-9, False, 0),
+        (3**0.5, True, 0.5),
+        (0, True, 0),
+    ],
+)
 def test_place(value, log, at):
-    assert judging.place(value, 1, 3, log) == pytest.approx(at)
+    assert store.place(value, 1, 3, log) == pytest.approx(at)
 
 
-@pytest.mark.parametrize("value, text", [(None, "–"), (float("nan"), "–"), (0, "0"), (-1e-7, "0"), (0.12345, "0.123"),
-                                         (12345, "12,300"), (1.99e9, "2.0·10⁹")])
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (0, "0"),
+        (-1e-7, "0"),
+        (0.12345, "0.123"),
+        (12345, "12,300"),
+        (1.99e9, "2.0·10⁹"),
+    ],
+)
 def test_number(value, text):
     assert render.number(value) == text
 
 
 def test_view_says_what_the_file_says(sweep, grid):
-    cell = next(c for c in sweep["cells"]
-                if [c["config"][name] for name in ("prompt", "source_layer", "radius")] == [PROMPTS[1], 2, 4.0])
-    row = next(r for r in cell["result"]["rows"] if (r["kind"], r["vector"], r["coeff"]) == ("learned", 1, -1.0))
-    view = grid.view({"prompt": PROMPTS[1], "source_layer": 2, "radius": 4.0, "kind": "learned", "vector": 1, "coeff": -1.0})
+    cell = next(
+        c
+        for c in sweep["cells"]
+        if [c["config"][name] for name in ("prompt", "source_layer", "radius")]
+        == [PROMPTS[1], 2, 4.0]
+    )
+    row = next(
+        r
+        for r in cell["result"]["rows"]
+        if (r["kind"], r["vector"], r["coeff"]) == ("learned", 1, -1.0)
+    )
+    view = grid.view(
+        {
+            "prompt": PROMPTS[1],
+            "source_layer": 2,
+            "radius": 4.0,
+            "kind": "learned",
+            "vector": 1,
+            "coeff": -1.0,
+        }
+    )
     for name in ("text", "objective", "kl", "distance", "relative"):
         assert view[name] == row[name]
-    assert view["clean"] == cell["result"]["clean"] and view["changed"] == (row["distance"] > cell["result"]["own_spread"])
+    assert view["clean"] == cell["result"]["clean"] and view["changed"] == (
+        row["distance"] > cell["result"]["own_spread"]
+    )
     assert np.shape(view["both"]) == (2, 4) and view["of"] == 2
 
 
 def test_a_setting_that_was_not_computed_is_named_with_those_that_were(grid):
-    with pytest.raises(ValueError, match=r"radius 3.0 was not computed: use one of 1.0, 2.0, 4.0, 16.0"):
+    with pytest.raises(
+        ValueError, match=r"radius 3.0 was not computed: use one of 1.0, 2.0, 4.0, 16.0"
+    ):
         grid.view(grid.start() | {"radius": 3.0})
     with pytest.raises(ValueError, match="vector 1 was not computed: use one of 0"):
         grid.view(grid.start() | {"kind": "random", "vector": 1})
@@ -114,16 +177,25 @@ def test_a_setting_that_was_not_computed_is_named_with_those_that_were(grid):
 
 def test_a_sweep_of_several_seeds_is_refused(folder):
     with pytest.raises(ValueError, match="several runs"):
-        judging.Grid(judging.read("goldilocks", folder=folder))
+        store.Grid(store.read("goldilocks", folder=folder))
 
 
 def test_the_still_figure_shows_the_numbers_of_the_widgets(grid):
-    for state in ({}, {"radius": 16.0, "kind": "random", "coeff": 2.0}, {"source_layer": 2, "vector": 1}):
+    for state in (
+        {},
+        {"radius": 16.0, "kind": "random", "coeff": 2.0},
+        {"source_layer": 2, "vector": 1},
+    ):
         state = grid.start() | state
         view, figure = grid.view(state), render.render_still(grid, state)
-        texts = [t.get_text() for sub in figure.subfigs for ax in sub.axes for t in [ax.title, ax._left_title, *ax.texts]]
+        texts = [
+            t.get_text()
+            for sub in figure.subfigs
+            for ax in sub.axes
+            for t in [ax.title, ax._left_title, *ax.texts]
+        ]
         gauges = render.render_gauges(grid, view)
-        for name, (label, unit, _) in judging.GAUGES.items():
+        for name, (label, unit, _) in store.GAUGES.items():
             assert f"{label}: {render.number(view[name], unit)}" in texts
             assert html.escape(f"{label}: {render.number(view[name], unit)}") in gauges
         assert [t for t in texts if t.isdigit()] == [str(n) for row in view["both"] for n in row]
@@ -131,23 +203,25 @@ def test_the_still_figure_shows_the_numbers_of_the_widgets(grid):
 
 
 def test_variety():
-    assert judging.variety(["a b", "a b", "A  b"]) == 0 and judging.variety(["a", "b"]) == 1
-    assert judging.variety(["a b c", "a b d"]) == 0.5 and np.isnan(judging.variety(["a"]))
+    assert fluency.variety(["a b", "a b", "A  b"]) == 0 and fluency.variety(["a", "b"]) == 1
+    assert fluency.variety(["a b c", "a b d"]) == 0.5 and np.isnan(fluency.variety(["a"]))
 
 
 def test_shares_are_means_over_prompts_and_seeds(folder):
-    sweep = judging.read("goldilocks", folder=folder)
-    rows = judging.table(sweep["cells"])
-    for kind, measures in judging.shares(sweep).items():
+    sweep = store.read("goldilocks", folder=folder)
+    rows = store.table(sweep["cells"])
+    for kind, measures in store.shares(sweep).items():
         for measure, (radii, mean, low, high) in measures.items():
-            wanted = [rows[(rows["kind"] == kind) & (rows["radius"] == r)][measure].mean() for r in radii]
+            wanted = [
+                rows[(rows["kind"] == kind) & (rows["radius"] == r)][measure].mean() for r in radii
+            ]
             assert mean == pytest.approx(wanted) and all(a <= b for a, b in zip(low, high))
 
 
 def test_the_committed_sweeps_are_small_and_say_how_they_were_made():
-    files = list(judging.FOLDER.glob("*.json"))
+    files = list(store.FOLDER.glob("*.json"))
     assert sum(path.stat().st_size for path in files) < 5e6
-    meta = judging.read("explorer")["meta"]
+    meta = store.read("explorer")["meta"]
     assert {"command", "model", "model_hash", "dtype", "versions"} <= set(meta)
 
 
@@ -162,14 +236,20 @@ def test_sliders_hold_only_values_that_exist_and_answer_when_let_go(panel, grid)
 def test_moving_a_slider_shows_that_setting(panel, grid):
     panel.controls["radius"].value, panel.controls["coeff"].value = 16.0, -1.0
     view = grid.view(panel.state)
-    assert plain(panel.texts.value) == plain(render.render_texts(view["clean"], view["text"], "steered: learned vector 0 × -1"))
-    assert panel.gauges.value == render.render_gauges(grid, view) and render.verdict(view) in plain(panel.said.value)
+    assert plain(panel.texts.value) == plain(
+        render.render_texts(view["clean"], view["text"], "steered: learned vector 0 × -1")
+    )
+    assert panel.gauges.value == render.render_gauges(grid, view) and render.verdict(view) in plain(
+        panel.said.value
+    )
 
 
 def test_a_click_on_the_heat_map_selects_and_frames_the_cell(panel):
     panel.cells[2, 4.0].click()
     assert (panel.controls["source_layer"].value, panel.controls["radius"].value) == (2, 4.0)
-    assert [place for place, button in panel.cells.items() if "▸" in button.description] == [(2, 4.0)]
+    assert [place for place, button in panel.cells.items() if "▸" in button.description] == [
+        (2, 4.0)
+    ]
     assert all("change and stay fluent" in button.tooltip for button in panel.cells.values())
 
 
@@ -185,14 +265,19 @@ def test_another_kind_offers_its_own_vectors(panel):
 def test_nothing_jumps(panel):
     before = [child.layout.height for child in (panel.texts, panel.gauges, panel.said)]
     panel.controls["radius"].value = 16.0
-    assert all(before) and before == [child.layout.height for child in (panel.texts, panel.gauges, panel.said)]
+    assert all(before) and before == [
+        child.layout.height for child in (panel.texts, panel.gauges, panel.said)
+    ]
 
 
 def test_a_callback_that_raises_is_seen_by_the_scan(panel, monkeypatch):
     def state():
         nb = new_notebook()
-        nb.metadata["widgets"] = {notebooks.WIDGET_STATE: {"state": embed.dependency_state([panel])}}
+        nb.metadata["widgets"] = {
+            notebooks.WIDGET_STATE: {"state": embed.dependency_state([panel])}
+        }
         return notebooks.widget_errors(nb)
+
     assert state() == []
     monkeypatch.setattr(panel.grid, "view", lambda state: 1 / 0)
     panel.controls["radius"].value = 4.0
@@ -200,9 +285,11 @@ def test_a_callback_that_raises_is_seen_by_the_scan(panel, monkeypatch):
 
 
 def test_the_grid_needs_no_torch(folder):
-    code = ("import sys; sys.modules['torch'] = None\nfrom helpers import explorer, export, judging, render\n"
-            f"sweep = judging.read('explorer', folder={str(folder)!r})\npanel = explorer.grid_panel(sweep)\n"
-            "panel.controls['radius'].value = 4.0\nrender.render_still(panel.grid, panel.state)\nprint(panel.state['radius'])")
+    code = (
+        "import sys; sys.modules['torch'] = None\nfrom helpers import explorer, export, judging, render\n"
+        f"sweep = store.read('explorer', folder={str(folder)!r})\npanel = explorer.grid_panel(sweep)\n"
+        "panel.controls['radius'].value = 4.0\nrender.render_still(panel.grid, panel.state)\nprint(panel.state['radius'])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["4.0"], done.stderr[-500:]
 
@@ -212,8 +299,12 @@ def test_the_geometry_panel_draws_every_token_and_layer():
     rng = np.random.default_rng(0)
     angles, lengths = rng.uniform(1, 40, (2, 3, 4, 2, 5)), rng.uniform(50, 100, (3, 2, 5))
     angles[..., 0] = np.nan  # a shared opening is no prompt's own
-    panel = explorer.geometry_panel(angles, lengths, [5.0, 10.0], [list("abcde"), ["<b>", "$x$", "d", "e", "f"]], (10.0, 1))
-    assert len(panel.controls["token"].options) == 8 and 'turns this token by' in panel.picture.value
+    panel = explorer.geometry_panel(
+        angles, lengths, [5.0, 10.0], [list("abcde"), ["<b>", "$x$", "d", "e", "f"]], (10.0, 1)
+    )
+    assert (
+        len(panel.controls["token"].options) == 8 and "turns this token by" in panel.picture.value
+    )
     first = panel.picture.value
     for control in panel.controls.values():
         control.index = control.index + 1 if control.index == 0 else control.index - 1
@@ -237,20 +328,31 @@ def test_tokens_show_the_layer_that_the_slider_says():
 
 # -- no kernel ---------------------------------------------------------------------------------------------------------
 def test_the_radius_slider_is_linked_in_the_browser(folder):
-    box = explorer.radius_slider(judging.read("goldilocks", folder=folder), 4.0)
+    box = explorer.radius_slider(store.read("goldilocks", folder=folder), 4.0)
     chosen, stack = box.children
-    assert len(stack.children) == len(chosen.options) == 4 and stack.selected_index == chosen.index == 2
+    assert (
+        len(stack.children) == len(chosen.options) == 4
+        and stack.selected_index == chosen.index == 2
+    )
     for (label, radius), page in zip(chosen.options, stack.children):
         assert f"R = {label} is marked" in page.value and "<script>" not in page.value
-    links = [m["state"] for m in embed.dependency_state([box]).values() if m["model_name"] == "LinkModel"]
-    assert [(link["source"][1], link["target"][1]) for link in links] == [("index", "selected_index")]
+    links = [
+        m["state"] for m in embed.dependency_state([box]).values() if m["model_name"] == "LinkModel"
+    ]
+    assert [(link["source"][1], link["target"][1]) for link in links] == [
+        ("index", "selected_index")
+    ]
 
 
 def test_the_export_holds_the_slider_and_an_index(folder, tmp_path):
-    nb = export.with_widgets(notebooks.read(notebooks.ROOT / "notebooks" / "explorer.ipynb"), folder)
+    nb = export.with_widgets(
+        notebooks.read(notebooks.ROOT / "notebooks" / "explorer.ipynb"), folder
+    )
     (cell,) = notebooks.tagged(nb, "radius-slider")
     model = cell.outputs[-1]["data"][notebooks.WIDGET_VIEW]["model_id"]
-    assert nb.metadata["widgets"][notebooks.WIDGET_STATE]["state"][model]["model_name"] == "VBoxModel"
+    assert (
+        nb.metadata["widgets"][notebooks.WIDGET_STATE]["state"][model]["model_name"] == "VBoxModel"
+    )
     listed = export.index(notebooks.resolve())
     assert all(f'href="{path.stem}.html"' in listed for path in notebooks.resolve())
 
@@ -259,7 +361,9 @@ def test_the_export_holds_the_slider_and_an_index(folder, tmp_path):
 def test_training_fills_the_tables(lab):
     lab.fields["radius"].value = "1, 4, 1"  # an R listed twice is trained once
     assert "at the source" in press(lab, "Train")
-    assert [(r["kind"], r["radius"], r["vector"]) for r in lab.rows] == [("learned", r, v) for r in (1.0, 4.0) for v in (0, 1)]
+    assert [(r["kind"], r["radius"], r["vector"]) for r in lab.rows] == [
+        ("learned", r, v) for r in (1.0, 4.0) for v in (0, 1)
+    ]
     assert all(r["objective"] > 0 and isinstance(r["fluent"], bool) for r in lab.rows)
     span = live.LayerSpan(lab.lm, lab.lm.chat_prompt("What is tea?"), 1, 4, slice(-3, None))
     wanted = training.train(span, 4.0, 2, steps=2, progress=False)
@@ -270,12 +374,25 @@ def test_training_fills_the_tables(lab):
         assert lab.sets["random", radius].tensor.norm(dim=1).tolist() == pytest.approx([radius] * 2)
 
 
-@pytest.mark.parametrize("field, value, said", [
-    ("radius", "-3", "radius -3 is not a norm: it must be a finite number above 0: write one or several"),
-    ("radius", "nan", "above 0"), ("radius", "", "R '' is not a list of numbers"), ("radius", "ten", "R 'ten' is not a list of"),
-    ("source", 9, "source_layer 9 is outside the model: it has 6 blocks, so use 0 … 5"), ("steps", 0, "must be at least 1"),
-    ("target", 1, "must come after source_layer 1: use 2 … 5"), ("n_vectors", 0, "it must be a whole number, 1 or more"),
-    ("n_vectors", 99, "use at most 32"), ("prompt", "  ", "give a string that is not empty")])
+@pytest.mark.parametrize(
+    "field, value, said",
+    [
+        (
+            "radius",
+            "-3",
+            "radius -3 is not a norm: it must be a finite number above 0: write one or several",
+        ),
+        ("radius", "nan", "above 0"),
+        ("radius", "", "R '' is not a list of numbers"),
+        ("radius", "ten", "R 'ten' is not a list of"),
+        ("source", 9, "source_layer 9 is outside the model: it has 6 blocks, so use 0 … 5"),
+        ("steps", 0, "must be at least 1"),
+        ("target", 1, "must come after source_layer 1: use 2 … 5"),
+        ("n_vectors", 0, "it must be a whole number, 1 or more"),
+        ("n_vectors", 99, "use at most 32"),
+        ("prompt", "  ", "give a string that is not empty"),
+    ],
+)
 def test_a_bad_entry_is_said_in_the_panel_and_it_goes_on(lab, field, value, said):
     good = lab.fields[field].value
     lab.fields[field].value = value
@@ -288,8 +405,13 @@ def test_a_bad_entry_is_said_in_the_panel_and_it_goes_on(lab, field, value, said
 def test_comparing_again_measures_only_what_is_new(lab, monkeypatch):
     press(lab, "Train"), press(lab, "Compare with random")
     asked, honest = [], live.measured
-    monkeypatch.setattr(live, "measured", lambda span, prompt, sets, *others:
-                        asked.append([v.radius for v in sets]) or honest(span, prompt, sets, *others))
+    monkeypatch.setattr(
+        live,
+        "measured",
+        lambda span, prompt, sets, *others: (
+            asked.append([v.radius for v in sets]) or honest(span, prompt, sets, *others)
+        ),
+    )
     lab.fields["radius"].value = "2"
     press(lab, "Train"), press(lab, "Compare with random")
     assert asked == [[2.0], [2.0]]
@@ -301,14 +423,29 @@ def test_comparing_again_measures_only_what_is_new(lab, monkeypatch):
 def test_in_range_is_where_more_learned_than_random_vectors_do_both():
     def row(radius, kind, both):
         return {"radius": radius, "kind": kind, "changed": True, "fluent": both}
-    rows = [row(4.0, "learned", True), row(4.0, "random", False), row(2.0, "learned", True), row(2.0, "random", True),
-            row(8.0, "learned", True), row(16.0, "learned", False), row(16.0, "random", False)]
+
+    rows = [
+        row(4.0, "learned", True),
+        row(4.0, "random", False),
+        row(2.0, "learned", True),
+        row(2.0, "random", True),
+        row(8.0, "learned", True),
+        row(16.0, "learned", False),
+        row(16.0, "random", False),
+    ]
     assert live.in_range(rows) == [4.0] and live.in_range([]) == []
 
 
 def test_typing_and_sliding_train_nothing(lab):
-    for name, value in {"prompt": "Else?", "radius": "7", "source": 2, "steps": 9, "coeff": 2.0, "sort by": "kl",
-                        "largest first": True}.items():
+    for name, value in {
+        "prompt": "Else?",
+        "radius": "7",
+        "source": 2,
+        "steps": 9,
+        "coeff": 2.0,
+        "sort by": "kl",
+        "largest first": True,
+    }.items():
         lab.fields[name].value = value
     assert lab.thread is None and not lab.rows
 
@@ -324,10 +461,15 @@ def test_stop_keeps_what_is_finished(lab, method):
         if change["new"] == 7:  # power: the 8th step; adam: the second vector of four calls each
             lab.buttons["Stop"].click()
             enough.set()
+
     lab.bar.observe(count, "value")
     assert "kept what was finished" in press(lab, "Train") and enough.is_set()
-    assert list(lab.sets) == [("learned", 2.0)] and len(lab.sets["learned", 2.0]) == (2 if method == "power" else 1)
-    torch.testing.assert_close(lab.sets["learned", 2.0].tensor.norm(dim=1), torch.full((len(lab.rows),), 2.0))
+    assert list(lab.sets) == [("learned", 2.0)] and len(lab.sets["learned", 2.0]) == (
+        2 if method == "power" else 1
+    )
+    torch.testing.assert_close(
+        lab.sets["learned", 2.0].tensor.norm(dim=1), torch.full((len(lab.rows),), 2.0)
+    )
     assert max(calls) < lab.bar.max
 
 
@@ -351,7 +493,11 @@ def test_one_job_at_a_time(lab):
     lab.fields["steps"].value = 20_000
     lab.buttons["Train"].click()
     lab._start(lab._control)
-    assert "One thing at a time" in plain(lab.status.value) and lab.buttons["Train"].disabled and not lab.buttons["Stop"].disabled
+    assert (
+        "One thing at a time" in plain(lab.status.value)
+        and lab.buttons["Train"].disabled
+        and not lab.buttons["Stop"].disabled
+    )
     lab.buttons["Stop"].click()
     lab.wait(60)
 
@@ -364,7 +510,9 @@ def test_scaling_shows_the_scaled_vector(lab):
     lab.wait(60)
     assert "‖coefficient · θ‖ = 12" in plain(lab.said.value) and "× -3" in plain(lab.texts.value)
     press(lab, "Compare with random")
-    assert lab.fields["pick"].value == "" and lab.fields["pick"].index == 0  # a blank field would say nothing
+    assert (
+        lab.fields["pick"].value == "" and lab.fields["pick"].index == 0
+    )  # a blank field would say nothing
     assert (lab.fields["coeff"].options[0][1], lab.fields["coeff"].options[-1][1]) == (-3.0, 3.0)
 
 
@@ -377,6 +525,7 @@ def test_a_slider_that_moves_on_while_one_value_is_measured_is_followed(lab, mon
         begun.set()
         assert go_on.wait(60)
         return honest(span, prompt, sets, *others)
+
     monkeypatch.setattr(live, "measured", slow)
     lab.fields["pick"].value = ("learned", 4.0, 1)
     assert begun.wait(60) and not lab.fields["coeff"].disabled and lab.buttons["Train"].disabled
@@ -384,24 +533,39 @@ def test_a_slider_that_moves_on_while_one_value_is_measured_is_followed(lab, mon
         lab.fields["coeff"].value = coeff
     go_on.set()
     lab.wait(60)
-    assert asked == [4.0, 12.0] and "× -3" in plain(lab.texts.value) and not lab.buttons["Train"].disabled
+    assert (
+        asked == [4.0, 12.0]
+        and "× -3" in plain(lab.texts.value)
+        and not lab.buttons["Train"].disabled
+    )
 
 
 def test_vectors_are_saved_and_loaded(lab, tiny, tmp_path):
-    assert "nothing to save" in press(lab, "Save") and "nothing to compare" in press(lab, "Compare with random")
+    assert "nothing to save" in press(lab, "Save") and "nothing to compare" in press(
+        lab, "Compare with random"
+    )
     press(lab, "Train")
     lab.fields["file"].value = "tea.safetensors"
-    assert "Saved 2 learned vectors of R = 4" in press(lab, "Save") and (tmp_path / "vectors" / "tea.safetensors").exists()
+    assert (
+        "Saved 2 learned vectors of R = 4" in press(lab, "Save")
+        and (tmp_path / "vectors" / "tea.safetensors").exists()
+    )
     saved = lab.sets["learned", 4.0].tensor
     other = live.LiveLab(tiny, "What is tea?", 2, 4, "1", 2, max_new_tokens=8, folder=lab.folder)
     other.fields["file"].value = "coffee"
     assert "There is no file 'coffee.safetensors' in vectors: it has tea" in press(other, "Load")
     other.fields["file"].value = "tea"
-    assert "Loaded tea.safetensors: 2 vectors of R = 4" in press(other, "Load") and len(other.rows) == 2
+    assert (
+        "Loaded tea.safetensors: 2 vectors of R = 4" in press(other, "Load")
+        and len(other.rows) == 2
+    )
     torch.testing.assert_close(other.sets["learned", 4.0].tensor, saved)
     SteeringVectors(saved[:1], 1).save(tmp_path / "vectors" / "no_radius.safetensors")
     SteeringVectors(torch.ones(2, 7), 1).save(tmp_path / "vectors" / "other_model.safetensors")
-    for name, said in (("no_radius", "1 vectors of R = 4"), ("other_model", "d_model is 7, that of tiny-random is 32")):
+    for name, said in (
+        ("no_radius", "1 vectors of R = 4"),
+        ("other_model", "d_model is 7, that of tiny-random is 32"),
+    ):
         other.fields["file"].value = name
         assert said in press(other, "Load")
     for name in ("../tea", "", "a/b", ".hidden"):
@@ -410,19 +574,35 @@ def test_vectors_are_saved_and_loaded(lab, tiny, tmp_path):
 
 
 def test_tried_has_a_line_per_radius():
-    rows = [{"radius": r, "kind": kind, "changed": kind == "learned", "fluent": r < 9 or i == 0}
-            for r, kind in ((8.0, "learned"), (40.0, "learned"), (8.0, "random")) for i in (0, 1)]
-    lines = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in render.render_tried(rows).split("<tr>")[2:]]
-    assert lines == [["8", "2 of 2", "2 of 2", "<b>2 of 2</b> ██", "0 of 2"], ["40", "2 of 2", "1 of 2", "<b>1 of 2</b> █", "–"]]
+    rows = [
+        {"radius": r, "kind": kind, "changed": kind == "learned", "fluent": r < 9 or i == 0}
+        for r, kind in ((8.0, "learned"), (40.0, "learned"), (8.0, "random"))
+        for i in (0, 1)
+    ]
+    lines = [
+        re.findall(r"<td[^>]*>(.*?)</td>", line)
+        for line in render.render_tried(rows).split("<tr>")[2:]
+    ]
+    assert lines == [
+        ["8", "2 of 2", "2 of 2", "<b>2 of 2</b> ██", "0 of 2"],
+        ["40", "2 of 2", "1 of 2", "<b>1 of 2</b> █", "–"],
+    ]
 
 
 def test_the_table_is_sorted_and_what_has_no_number_comes_last():
-    rows = [{**{c: i for c in render.COLUMNS}, "text": f"text {i}", "surprise": s} for i, s in enumerate([2.0, None, 1.0, 3.0])]
+    rows = [
+        {**{c: i for c in render.COLUMNS}, "text": f"text {i}", "surprise": s}
+        for i, s in enumerate([2.0, None, 1.0, 3.0])
+    ]
     for down, order in ((False, "2 0 3 1"), (True, "3 0 2 1")):
-        assert re.findall(r"text (\d)", render.render_table(rows, "surprise", down)) == order.split()
+        assert (
+            re.findall(r"text (\d)", render.render_table(rows, "surprise", down)) == order.split()
+        )
 
 
 def test_every_field_and_button_says_what_it_is(lab):
-    assert all(field.description for field in lab.fields.values()) and all(b.tooltip for b in lab.buttons.values())
+    assert all(field.description for field in lab.fields.values()) and all(
+        b.tooltip for b in lab.buttons.values()
+    )
     assert not any(getattr(field, "continuous_update", False) for field in lab.fields.values())
     assert isinstance(lab, widgets.VBox) and json.dumps(embed.dependency_state([lab]))

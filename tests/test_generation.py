@@ -16,7 +16,9 @@ def vectors_for(lm, n=3, norm=4.0):
 
 
 def hooks(lm):
-    return [name for name, m in lm.model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+    return [
+        name for name, m in lm.model.named_modules() if m._forward_hooks or m._forward_pre_hooks
+    ]
 
 
 def test_greedy_is_the_uncached_argmax(architectures):
@@ -33,7 +35,9 @@ def test_greedy_is_the_uncached_argmax(architectures):
 @pytest.mark.parametrize("tokens", ["all", "generated", "last"])
 def test_batch_is_one_at_a_time(architectures, temperature, tokens):
     lm, vectors = architectures, vectors_for(architectures)
-    options = dict(coeff=[1.0, -1.0, 2.0], tokens=tokens, max_new_tokens=8, temperature=temperature, seed=3)
+    options = dict(
+        coeff=[1.0, -1.0, 2.0], tokens=tokens, max_new_tokens=8, temperature=temperature, seed=3
+    )
     together = complete(lm, PROMPTS, vectors, batch_size=32, **options)
     for batch_size in (1, 4):
         assert complete(lm, PROMPTS, vectors, batch_size=batch_size, **options) == together
@@ -53,44 +57,83 @@ def test_the_first_tokens_probabilities_come_along(architectures, temperature):
     torch.testing.assert_close(first[len(PROMPTS) + 2], by_hand, atol=1e-3, rtol=1e-3)
 
 
-ALIKE = ["You are kind. Hi!", "You are kind. What is tea, and what is it not?", "You are kind. Why?", "You are kind. Hi! Ho!"]
-NOT_PLAIN = ("mistral", "gemma3", "gemma2", "cohere2", "starcoder2", "gpt_oss", "lfm2", "falcon_h1", "qwen3_5")  # windows, states
+ALIKE = [
+    "You are kind. Hi!",
+    "You are kind. What is tea, and what is it not?",
+    "You are kind. Why?",
+    "You are kind. Hi! Ho!",
+]
+NOT_PLAIN = (
+    "mistral",
+    "gemma3",
+    "gemma2",
+    "cohere2",
+    "starcoder2",
+    "gpt_oss",
+    "lfm2",
+    "falcon_h1",
+    "qwen3_5",
+)  # windows, states
 
 
 @pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
 def test_a_beginning_read_once_changes_nothing(architecture, monkeypatch):
     lm, honest, asked = tiny_model(architecture), generation._read_once, []
     vectors = vectors_for(lm, 2)
-    monkeypatch.setattr(generation, "_read_once", lambda *args: asked.append(honest(*args)) or asked[-1])
-    together = [complete(lm, ALIKE, max_new_tokens=6), *complete(lm, ALIKE, vectors, max_new_tokens=6)]
+    monkeypatch.setattr(
+        generation, "_read_once", lambda *args: asked.append(honest(*args)) or asked[-1]
+    )
+    together = [
+        complete(lm, ALIKE, max_new_tokens=6),
+        *complete(lm, ALIKE, vectors, max_new_tokens=6),
+    ]
     shared = [one for one in asked if "past_key_values" in one]
     assert len(shared) == (0 if architecture in NOT_PLAIN else 2)
     for one in shared:
-        assert one["attention_mask"].sum(1).tolist() == [len(ids_of(lm, p)) for p in ALIKE] * (len(one["input_ids"]) // 4)
-    assert [[complete(lm, prompt, max_new_tokens=6)[0] for prompt in ALIKE],
-            *[[complete(lm, prompt, vectors[v], max_new_tokens=6)[0][0] for prompt in ALIKE] for v in (0, 1)]] == together
+        assert one["attention_mask"].sum(1).tolist() == [len(ids_of(lm, p)) for p in ALIKE] * (
+            len(one["input_ids"]) // 4
+        )
+    assert [
+        [complete(lm, prompt, max_new_tokens=6)[0] for prompt in ALIKE],
+        *[
+            [complete(lm, prompt, vectors[v], max_new_tokens=6)[0][0] for prompt in ALIKE]
+            for v in (0, 1)
+        ],
+    ] == together
 
 
 def test_shape_and_order_of_the_result(tiny):
     vectors = vectors_for(tiny)
-    plain, steered = complete(tiny, PROMPTS, max_new_tokens=3), complete(tiny, PROMPTS, vectors, max_new_tokens=3)
+    plain, steered = (
+        complete(tiny, PROMPTS, max_new_tokens=3),
+        complete(tiny, PROMPTS, vectors, max_new_tokens=3),
+    )
     assert len(plain) == 3 and all(isinstance(text, str) for text in plain)
-    assert len(steered) == 3 and all(len(row) == 3 and all(isinstance(text, str) for text in row) for row in steered)
+    assert len(steered) == 3 and all(
+        len(row) == 3 and all(isinstance(text, str) for text in row) for row in steered
+    )
     assert complete(tiny, PROMPTS[0], max_new_tokens=3) == plain[:1]
     assert complete(tiny, PROMPTS[0], vectors[1], max_new_tokens=3) == [[steered[1][0]]]
     assert complete(tiny, PROMPTS, 0 * vectors, max_new_tokens=3) == [plain] * 3
     assert complete(tiny, PROMPTS, vectors, coeff=0, max_new_tokens=3) == [plain] * 3
-    assert pairs(PROMPTS, vectors) == [(v, i) for v in range(3) for i in range(3)] and pairs("ab", None) == [(0, 0), (0, 1)]
+    assert pairs(PROMPTS, vectors) == [(v, i) for v in range(3) for i in range(3)] and pairs(
+        "ab", None
+    ) == [(0, 0), (0, 1)]
 
 
 def test_sampled_text_is_a_function_of_seed_and_place(tiny):
     options = dict(temperature=1.0, max_new_tokens=8)
     asked = PROMPTS[:1] * 6
     said = complete(tiny, asked, **options)
-    assert complete(tiny, asked, **options) == said and complete(tiny, asked[:2], **options) == said[:2]
+    assert (
+        complete(tiny, asked, **options) == said
+        and complete(tiny, asked[:2], **options) == said[:2]
+    )
     assert len(set(said)) == 6  # a repeated prompt gives several samples
     assert not set(complete(tiny, asked, seed=1, **options)) & set(said)
-    assert complete(tiny, asked, vectors_for(tiny), coeff=0, **options) == [said] * 3  # all vectors share their noise
+    assert (
+        complete(tiny, asked, vectors_for(tiny), coeff=0, **options) == [said] * 3
+    )  # all vectors share their noise
     torch.manual_seed(5)
     assert complete(tiny, asked, **options) == said  # whatever the global generator
 
@@ -106,30 +149,46 @@ def test_samples_follow_the_softmax(tiny):
         assert len(set(named)) == 5 or "\ufffd" in named  # bytes that are no text look alike
         for name in set(named) - {"\ufffd", ""}:
             expected = sum(p[i].item() for i in range(len(p)) if tiny.tokenizer.decode([i]) == name)
-            assert abs(texts.count(name) / n - expected) < 4 * np.sqrt(expected * (1 - expected) / n)
+            assert abs(texts.count(name) / n - expected) < 4 * np.sqrt(
+                expected * (1 - expected) / n
+            )
         assert max(p) - min(p) > 0.01  # not uniform: the check means something
 
 
 def test_low_temperature_is_greedy(tiny):
-    assert complete(tiny, PROMPTS, temperature=1e-4, max_new_tokens=8) == complete(tiny, PROMPTS, max_new_tokens=8)
+    assert complete(tiny, PROMPTS, temperature=1e-4, max_new_tokens=8) == complete(
+        tiny, PROMPTS, max_new_tokens=8
+    )
 
 
 def test_text_ends_at_the_models_end_token_and_has_no_prompt():
     lm = tiny_model("llama")
-    ids = lm.model.generate(**lm.encode(PROMPTS[1]), max_new_tokens=8, do_sample=False)[0, len(ids_of(lm, PROMPTS[1])):].tolist()
+    ids = lm.model.generate(**lm.encode(PROMPTS[1]), max_new_tokens=8, do_sample=False)[
+        0, len(ids_of(lm, PROMPTS[1])) :
+    ].tolist()
     stop = next(k for k in range(1, 8) if ids[k] not in ids[:k])
     lm.model.generation_config.eos_token_id = [ids[stop], lm.tokenizer.eos_token_id]
     text = complete(lm, PROMPTS[1], max_new_tokens=8)[0]
-    assert text == lm.tokenizer.decode(ids[:stop + 1], skip_special_tokens=True)
-    together = complete(lm, PROMPTS, max_new_tokens=8)  # a row that has ended waits for the others, and adds nothing
+    assert text == lm.tokenizer.decode(ids[: stop + 1], skip_special_tokens=True)
+    together = complete(
+        lm, PROMPTS, max_new_tokens=8
+    )  # a row that has ended waits for the others, and adds nothing
     assert together[1] == text and lm.tokenizer.pad_token not in "".join(together)
 
 
 def test_the_models_own_sampling_settings_play_no_part():
     lm = tiny_model("gpt2")
-    said = complete(lm, PROMPTS, max_new_tokens=8), complete(lm, PROMPTS, temperature=1.0, max_new_tokens=8)
-    lm.model.generation_config.update(repetition_penalty=9.0, temperature=0.1, top_k=1, do_sample=True)
-    assert (complete(lm, PROMPTS, max_new_tokens=8), complete(lm, PROMPTS, temperature=1.0, max_new_tokens=8)) == said
+    said = (
+        complete(lm, PROMPTS, max_new_tokens=8),
+        complete(lm, PROMPTS, temperature=1.0, max_new_tokens=8),
+    )
+    lm.model.generation_config.update(
+        repetition_penalty=9.0, temperature=0.1, top_k=1, do_sample=True
+    )
+    assert (
+        complete(lm, PROMPTS, max_new_tokens=8),
+        complete(lm, PROMPTS, temperature=1.0, max_new_tokens=8),
+    ) == said
 
 
 def test_the_model_is_left_as_it_was(tiny):
@@ -141,17 +200,28 @@ def test_the_model_is_left_as_it_was(tiny):
         complete(tiny, PROMPTS, SteeringVectors(torch.ones(1, 5), 1))
     assert complete(tiny, PROMPTS, max_new_tokens=4) == plain and hooks(tiny) == []
     assert all(torch.equal(v, before[k]) for k, v in tiny.model.state_dict().items())
-    assert tiny.model.generation_config.to_dict() == config and torch.equal(torch.get_rng_state(), rng)
+    assert tiny.model.generation_config.to_dict() == config and torch.equal(
+        torch.get_rng_state(), rng
+    )
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(prompts=[]), "prompts is empty: give at least one"), (dict(prompts=["a", ""]), "Prompt 1 is ''"),
-    (dict(temperature=-1), "temperature -1, .* must be ≥ 0"), (dict(max_new_tokens=0), "max_new_tokens 0 .* ≥ 1"),
-    (dict(batch_size=0), "batch_size 0 must be"), (dict(coeff=[1.0, 2.0]), "one for each of the 3 vectors"),
-    (dict(coeff=float("nan")), "one finite number"), (dict(tokens="later"), "tokens 'later' is not a role"),
-    (dict(tokens=[3]), "tokens 3 is outside prompt 2, which has 3 tokens"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(prompts=[]), "prompts is empty: give at least one"),
+        (dict(prompts=["a", ""]), "Prompt 1 is ''"),
+        (dict(temperature=-1), "temperature -1, .* must be ≥ 0"),
+        (dict(max_new_tokens=0), "max_new_tokens 0 .* ≥ 1"),
+        (dict(batch_size=0), "batch_size 0 must be"),
+        (dict(coeff=[1.0, 2.0]), "one for each of the 3 vectors"),
+        (dict(coeff=float("nan")), "one finite number"),
+        (dict(tokens="later"), "tokens 'later' is not a role"),
+        (dict(tokens=[3]), "tokens 3 is outside prompt 2, which has 3 tokens"),
+    ],
+)
 def test_bad_arguments_are_refused(tiny, change, message):
     with pytest.raises(ValueError, match=message):
-        complete(tiny, **(dict(prompts=PROMPTS, vectors=vectors_for(tiny), max_new_tokens=2) | change))
+        complete(
+            tiny, **(dict(prompts=PROMPTS, vectors=vectors_for(tiny), max_new_tokens=2) | change)
+        )
     assert hooks(tiny) == []

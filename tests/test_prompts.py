@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from helpers import prompts
+from helpers.models import prompts
 
 
 def test_every_committed_set_is_valid():
@@ -41,15 +41,18 @@ def test_selection():
     assert not set(train) & set(prompts.texts("everyday", split="test"))
 
 
-@pytest.mark.parametrize("call, expected", [
-    (lambda: prompts.texts("nothing"), "'nothing'.*everyday"),
-    (lambda: prompts.texts("everyday", split="dev"), "'dev'.*test, train, validation"),
-    (lambda: prompts.texts("everyday", category="poem"), "'poem'.*story"),
-    (lambda: prompts.texts("everyday", split="test", n=9), "n is 9.*1 … 8"),
-    (lambda: prompts.texts("everyday", n=0), "n is 0"),
-    (lambda: prompts.texts("reference_texts", split="test"), "split 'test'"),
-    (lambda: prompts.texts("distance_check"), "no single text"),
-])
+@pytest.mark.parametrize(
+    "call, expected",
+    [
+        (lambda: prompts.texts("nothing"), "'nothing'.*everyday"),
+        (lambda: prompts.texts("everyday", split="dev"), "'dev'.*test, train, validation"),
+        (lambda: prompts.texts("everyday", category="poem"), "'poem'.*story"),
+        (lambda: prompts.texts("everyday", split="test", n=9), "n is 9.*1 … 8"),
+        (lambda: prompts.texts("everyday", n=0), "n is 0"),
+        (lambda: prompts.texts("reference_texts", split="test"), "split 'test'"),
+        (lambda: prompts.texts("distance_check"), "no single text"),
+    ],
+)
 def test_selection_that_does_not_exist(call, expected):
     with pytest.raises(ValueError, match=expected):
         call()
@@ -59,24 +62,32 @@ def item(**changes):
     return {"id": "a", "text": "Hello?", "category": "greeting", "split": "train", **changes}
 
 
-@pytest.mark.parametrize("content, expected", [
-    ("{", "not JSON"),
-    ([], "'description'"),
-    ({"description": "d", "items": [item()]}, "'source'"),
-    ({"description": "d", "source": "s", "items": []}, "'items'"),
-    ({"description": "d", "source": "s", "items": ["text"]}, "item 0.*'id'"),
-    ([item(id=7)], "item 0.*'id' is 7"),
-    ([item(text="  ")], "item 0.*'text'"),
-    ([{"id": "a", "text": "Hello?", "split": "train"}], "item 0.*'category' is None"),
-    ([item(split="dev")], "item 0.*'split' is 'dev'"),
-    ([item(), item(text="Bye?")], "item 1.*'id' is the same as that of item 0"),
-    ([item(), item(id="b", text="hello?  ", split="test")], "item 1.*'text' is the same as that of item 0"),
-])
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        ("{", "not JSON"),
+        ([], "'description'"),
+        ({"description": "d", "items": [item()]}, "'source'"),
+        ({"description": "d", "source": "s", "items": []}, "'items'"),
+        ({"description": "d", "source": "s", "items": ["text"]}, "item 0.*'id'"),
+        ([item(id=7)], "item 0.*'id' is 7"),
+        ([item(text="  ")], "item 0.*'text'"),
+        ([{"id": "a", "text": "Hello?", "split": "train"}], "item 0.*'category' is None"),
+        ([item(split="dev")], "item 0.*'split' is 'dev'"),
+        ([item(), item(text="Bye?")], "item 1.*'id' is the same as that of item 0"),
+        (
+            [item(), item(id="b", text="hello?  ", split="test")],
+            "item 1.*'text' is the same as that of item 0",
+        ),
+    ],
+)
 def test_malformed_set_is_refused(tmp_path, monkeypatch, content, expected):
     monkeypatch.setattr(prompts, "FOLDER", tmp_path)
     if isinstance(content, list) and content:
         content = {"description": "d", "source": "s", "items": content}
-    (tmp_path / "mine.json").write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    (tmp_path / "mine.json").write_text(
+        content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=f"mine.json.*{expected}") as caught:
         prompts.items("mine")
     assert "\n" not in str(caught.value)
@@ -84,7 +95,11 @@ def test_malformed_set_is_refused(tmp_path, monkeypatch, content, expected):
 
 def test_well_formed_set_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr(prompts, "FOLDER", tmp_path)
-    content = {"description": "d", "source": "s", "items": [item(), item(id="b", text="Bye?", answer="bye")]}
+    content = {
+        "description": "d",
+        "source": "s",
+        "items": [item(), item(id="b", text="Bye?", answer="bye")],
+    }
     (tmp_path / "mine.json").write_text(json.dumps(content), encoding="utf-8")
     assert prompts.names() == ["mine"] and prompts.texts("mine") == ["Hello?", "Bye?"]
     assert prompts.items("mine")[1]["answer"] == "bye"

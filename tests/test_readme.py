@@ -1,4 +1,5 @@
 """What the README and the packaging files promise exists: commands, links, one pinned list of dependencies."""
+
 import re
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import yaml
 
 from helpers import ledger
 from helpers.__main__ import _parser
-from helpers.doctor import pins
+from helpers.workbook.doctor import pins
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
@@ -27,13 +28,20 @@ def commands():
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
     lines = [line for block in blocks for line in block.splitlines()] + inline
-    pieces = [piece.split("#")[0].strip(" $") for line in lines for piece in re.split(r"&&|;|\|", line)]
+    pieces = [
+        piece.split("#")[0].strip(" $") for line in lines for piece in re.split(r"&&|;|\|", line)
+    ]
     return [piece for piece in pieces if piece]
 
 
 def test_make_targets_exist():
-    named = {word for command in commands() if re.match(r"make(\s|$)", command)
-             for word in command.split()[1:] if "=" not in word and not word.startswith("-")}
+    named = {
+        word
+        for command in commands()
+        if re.match(r"make(\s|$)", command)
+        for word in command.split()[1:]
+        if "=" not in word and not word.startswith("-")
+    }
     assert {"run", "test"} <= named and named <= TARGETS
 
 
@@ -48,8 +56,16 @@ def test_helper_commands_have_the_options_shown():
     parser = _parser()
     for command in commands():
         words = re.split(r"-m helpers\s+", command)
-        if len(words) == 2 and words[1] and "…" not in words[1] and "[" not in words[1] and not words[1].startswith("bench"):
-            parser.parse_args(words[1].split())  # exits, and so fails, on an option that does not exist
+        if (
+            len(words) == 2
+            and words[1]
+            and "…" not in words[1]
+            and "[" not in words[1]
+            and not words[1].startswith("bench")
+        ):
+            parser.parse_args(
+                words[1].split()
+            )  # exits, and so fails, on an option that does not exist
 
 
 def test_links_lead_somewhere():
@@ -59,14 +75,23 @@ def test_links_lead_somewhere():
 
 
 def test_every_requirement_is_pinned_and_has_its_reason():
-    lines = [line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
-    assert all(re.fullmatch(r"([\w.-]+==[\w.]+|-e \.)\s+# \S.{10,}", line) for line in lines) and lines[-1].startswith("-e .")
+    lines = [
+        line
+        for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        if line and line[0] != "#"
+    ]
+    assert all(
+        re.fullmatch(r"([\w.-]+==[\w.]+|-e \.)\s+# \S.{10,}", line) for line in lines
+    ) and lines[-1].startswith("-e .")
     assert len(pins()) == len(lines) - 1 and pins()["torch"] == "2.13.0"
 
 
 def test_environment_points_to_the_one_list():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-    assert environment["dependencies"][-1] == {"pip": ["-r requirements.txt"]} and "pip" in environment["dependencies"]
+    assert (
+        environment["dependencies"][-1] == {"pip": ["-r requirements.txt"]}
+        and "pip" in environment["dependencies"]
+    )
 
 
 def test_ci_runs_the_two_commands():
@@ -83,8 +108,14 @@ def test_make_refuses_an_old_python(tmp_path):
     old = tmp_path / "python3.10"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
-    done = subprocess.run(["make", "run", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode != 0 and "needs Python 3.11 or newer" in done.stderr and not (tmp_path / ".venv").exists()
+    done = subprocess.run(
+        ["make", "run", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (
+        done.returncode != 0
+        and "needs Python 3.11 or newer" in done.stderr
+        and not (tmp_path / ".venv").exists()
+    )
 
 
 def test_results_in_the_readme_are_the_last_verdicts():

@@ -1,24 +1,32 @@
 """Recipes: they parse, fit the notebooks and their models, and say the memory that is counted; the radius is measured."""
+
 import pytest
 import torch
 from conftest import ARCHITECTURES, tiny_model
 from papermill.translators import PythonTranslator
 
-from helpers import goldilocks, notebooks, prompts, recipes, runner
+from helpers.models import prompts
 from helpers.residual import LayerSpan
+from helpers.training import jacobian
+from helpers.workbook import notebooks, recipes, runner
 
 PATHS = sorted(recipes.FOLDER.glob("*.yaml"))
 each_recipe = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
 def test_there_is_a_recipe_for_each_shape():
-    assert sorted(runner.read_recipe(path)[1]["MODEL"] for path in PATHS) == sorted(recipes.shapes()) and len(PATHS) >= 8
+    assert (
+        sorted(runner.read_recipe(path)[1]["MODEL"] for path in PATHS) == sorted(recipes.shapes())
+        and len(PATHS) >= 8
+    )
 
 
 @each_recipe
 def test_a_recipe_names_only_parameters_that_notebooks_have(path):
     names, parameters = runner.read_recipe(path)
-    known = set().union(*(notebooks.parameters_of(notebooks.read(nb)) for nb in notebooks.resolve(names)))
+    known = set().union(
+        *(notebooks.parameters_of(notebooks.read(nb)) for nb in notebooks.resolve(names))
+    )
     assert set(parameters) <= known
 
 
@@ -33,7 +41,9 @@ def test_layers_go_by_depth_and_radii_by_measurement(path):
     parameters = runner.read_recipe(path)[1]
     shape = recipes.shapes()[parameters["MODEL"]]
     depth = shape.get("num_hidden_layers") or shape["n_layer"]
-    assert [parameters[name] for name in ("SOURCE_LAYER", "TARGET_LAYER")] == [recipes.layer(k, depth) for k in (7, 21)]
+    assert [parameters[name] for name in ("SOURCE_LAYER", "TARGET_LAYER")] == [
+        recipes.layer(k, depth) for k in (7, 21)
+    ]
     for blocks in (parameters["BLOCKS"], parameters["LAYERS"]):
         assert blocks == sorted(set(blocks)) and 0 <= blocks[0] and blocks[-1] < depth
     assert parameters["LAYERS"][-1] < parameters["TARGET_LAYER"]  # they are source layers
@@ -43,7 +53,9 @@ def test_layers_go_by_depth_and_radii_by_measurement(path):
 @each_recipe
 def test_recipes_follow_the_notebooks_parameters(path):
     parameters = runner.read_recipe(path)[1]
-    assert path.read_text(encoding="utf-8") == recipes.text(path, parameters["MODEL"]), "run  python -m helpers.recipes --write"
+    assert path.read_text(encoding="utf-8") == recipes.text(path, parameters["MODEL"]), (
+        "run  python -m helpers.recipes --write"
+    )
     assert parameters["ORGANISM"] is None and runner.read_recipe(path)[0] is None
     assert recipes.parameters_for(parameters["MODEL"]) == parameters
 
@@ -60,8 +72,14 @@ def test_a_recipe_runs_a_part_of_its_notebooks_too():
     _, parameters = runner.read_recipe(PATHS[0])
     (path,) = notebooks.resolve(["00"])
     found = runner._of_these([path], {**parameters, "NO_SUCH": 1})
-    assert {"MODEL", "SOURCE_LAYER", "RADIUS", "NO_SUCH"} <= set(found) and not {"ORGANISM", "SWEEP", "BLOCKS"} & set(found)
-    with pytest.raises(notebooks.UserError, match="No notebook of this run has a parameter 'NO_SUCH'"):
+    assert {"MODEL", "SOURCE_LAYER", "RADIUS", "NO_SUCH"} <= set(found) and not {
+        "ORGANISM",
+        "SWEEP",
+        "BLOCKS",
+    } & set(found)
+    with pytest.raises(
+        notebooks.UserError, match="No notebook of this run has a parameter 'NO_SUCH'"
+    ):
         runner._share_out([path], found)
 
 
@@ -69,16 +87,34 @@ def test_the_table_says_what_fits_on_a_card(capsys):
     big, small = "Qwen/Qwen2.5-7B-Instruct", "openai-community/gpt2"
     lines = recipes.table(models=[big, small]).splitlines()
     assert "24 GB" in lines[0] and len(lines) == 4
-    assert lines[2].split() == [big, "7,615,616,512", "15.2", "GB", "105", "MB", "41", "13", "chunks"]
+    assert lines[2].split() == [
+        big,
+        "7,615,616,512",
+        "15.2",
+        "GB",
+        "105",
+        "MB",
+        "41",
+        "13",
+        "chunks",
+    ]
     assert "do not fit" in recipes.table(15e9, models=[big])
     assert recipes.fits(big) == 41 and -(-512 // 41) == 13
 
 
-@pytest.mark.parametrize("model, parameters", [  # as published by their makers: so the shapes are theirs
-    ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768), ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
-    ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512), ("meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400),
-    ("google/gemma-3-1b-it", 999_885_952), ("mistralai/Mistral-7B-Instruct-v0.3", 7_248_023_552),
-    ("openai-community/gpt2", 124_439_808), ("EleutherAI/pythia-410m", 405_334_016)])
+@pytest.mark.parametrize(
+    "model, parameters",
+    [  # as published by their makers: so the shapes are theirs
+        ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
+        ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),
+        ("meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400),
+        ("google/gemma-3-1b-it", 999_885_952),
+        ("mistralai/Mistral-7B-Instruct-v0.3", 7_248_023_552),
+        ("openai-community/gpt2", 124_439_808),
+        ("EleutherAI/pythia-410m", 405_334_016),
+    ],
+)
 def test_shapes_have_the_published_number_of_parameters(model, parameters):
     assert f"# {parameters:,} parameters" in recipes.expected(model)
 
@@ -92,7 +128,9 @@ def test_memory_is_what_a_layer_span_keeps(architecture, dtype):
     counted = recipes.memory(lm.model.config, dtype, 0, 3, span.n_tokens)
     assert counted["parameters"] == lm.model.num_parameters()
     assert counted["weights"] == sum(p.numel() * p.element_size() for p in lm.model.parameters())
-    assert 0.85 < counted["vector"] / span.bytes_per_vector < 1.2  # tables and last norm: spread over the blocks
+    assert (
+        0.85 < counted["vector"] / span.bytes_per_vector < 1.2
+    )  # tables and last norm: spread over the blocks
 
 
 def test_a_7b_model_trains_512_vectors_in_chunks_on_a_card_of_24_gb():
@@ -101,7 +139,14 @@ def test_a_7b_model_trains_512_vectors_in_chunks_on_a_card_of_24_gb():
 
 
 def test_calibrated_becomes_numbers_of_the_model(capsys, tiny):
-    asked = {"MODEL": "tiny-random", "SOURCE_LAYER": 1, "TARGET_LAYER": 4, "STEPS": 2, "RADIUS": "calibrated", "RADII": "calibrated"}
+    asked = {
+        "MODEL": "tiny-random",
+        "SOURCE_LAYER": 1,
+        "TARGET_LAYER": 4,
+        "STEPS": 2,
+        "RADIUS": "calibrated",
+        "RADII": "calibrated",
+    }
     found = recipes.resolve(asked, n_directions=2)
     radius = found["RADIUS"]
     assert asked["RADIUS"] == "calibrated" and found["STEPS"] == 2
@@ -109,7 +154,7 @@ def test_calibrated_becomes_numbers_of_the_model(capsys, tiny):
     assert found["RADII"] == pytest.approx([share * radius for share in recipes.SPREAD], rel=0.1)
     chats = [tiny.chat_prompt(text) for text in prompts.texts("everyday", split="train", n=3)]
     span = LayerSpan(tiny, chats, 1, 4, slice(-3, None))
-    low, high = goldilocks.jacobian_ratio(span, [radius / 1.15, radius * 1.15], n_directions=2)
+    low, high = jacobian.jacobian_ratio(span, [radius / 1.15, radius * 1.15], n_directions=2)
     assert low < 0.5 < high
     with pytest.raises(notebooks.UserError, match="no such model"):
         recipes.resolve({"MODEL": "no such model", "RADIUS": "calibrated"})

@@ -1,4 +1,5 @@
 """The whole road, on every architecture and in every dtype: load, layer span, train, steer, complete, metrics, save, load."""
+
 import pytest
 import torch
 from conftest import ALL_ARCHITECTURES, tiny_model
@@ -13,7 +14,14 @@ from helpers.steering import SteeringVectors, steer
 from helpers.training import random_vectors, train
 
 PROMPTS = ["Hello there, you", "A prompt that is longer than the window", "Hm."]
-TIED = {"llama_tied": True, "llama_untied_mqa": False, "gpt2": True, "gemma": True, "bloom": True, "mistral": False}
+TIED = {
+    "llama_tied": True,
+    "llama_untied_mqa": False,
+    "gpt2": True,
+    "gemma": True,
+    "bloom": True,
+    "mistral": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +35,7 @@ def folders(tmp_path_factory):
             lm.model.save_pretrained(made[architecture])
             lm.tokenizer.save_pretrained(made[architecture])
         return made[architecture]
+
     return folder
 
 
@@ -43,14 +52,20 @@ def test_the_whole_road(architecture, dtype, folders, tmp_path):
     span = LayerSpan(lm, PROMPTS, 1, 3, slice(-2, None))
     result = train(span, 3.0, 3, steps=3, progress=False)
     vectors = result.vectors
-    assert (result.best > result.start).all() and vectors.tensor.norm(dim=1).sub(3).abs().max() < 1e-3
+    assert (result.best > result.start).all() and vectors.tensor.norm(dim=1).sub(
+        3
+    ).abs().max() < 1e-3
 
     clean = capture(lm, PROMPTS, 3)[0]
     with steer(lm, vectors[0]):
         moved = capture(lm, PROMPTS, 3)[0]
     expected, delta = (moved - clean)[:, -2:], span.delta(vectors.tensor[:1])[0]
-    assert (delta - expected).norm() <= (1e-4 if dtype == "float32" else 0.05) * expected.norm()  # the span is the model
-    assert torch.equal(capture(lm, PROMPTS, 3)[0].nan_to_num(), clean.nan_to_num())  # which is what it was
+    assert (delta - expected).norm() <= (
+        1e-4 if dtype == "float32" else 0.05
+    ) * expected.norm()  # the span is the model
+    assert torch.equal(
+        capture(lm, PROMPTS, 3)[0].nan_to_num(), clean.nan_to_num()
+    )  # which is what it was
 
     said = complete(lm, PROMPTS, vectors, max_new_tokens=5)
     own = complete(lm, PROMPTS, max_new_tokens=5)
@@ -58,14 +73,28 @@ def test_the_whole_road(architecture, dtype, folders, tmp_path):
     if dtype == "float32":  # padding and batch change nothing (in half precision two words may tie)
         for tokens in ("all", "generated"):
             together = complete(lm, PROMPTS, vectors[:2], max_new_tokens=5, tokens=tokens)
-            assert together == [[complete(lm, prompt, vector, max_new_tokens=5, tokens=tokens)[0][0] for prompt in PROMPTS]
-                                for vector in (vectors[0], vectors[1])]
+            assert together == [
+                [
+                    complete(lm, prompt, vector, max_new_tokens=5, tokens=tokens)[0][0]
+                    for prompt in PROMPTS
+                ]
+                for vector in (vectors[0], vectors[1])
+            ]
 
     absolute, relative = metrics.change(span, vectors)
-    assert relative.shape == (3, 3) and (relative > metrics.change(span, random_vectors(span, 1e-3, 3))[1]).all()
+    assert (
+        relative.shape == (3, 3)
+        and (relative > metrics.change(span, random_vectors(span, 1e-3, 3))[1]).all()
+    )
     assert torch.as_tensor(metrics.kl_next_token(lm, PROMPTS, vectors)).isfinite().all()
-    asked, texts = [PROMPTS[1], PROMPTS[0], PROMPTS[1]], ["some words", "others, and a few more", "Five!"]
-    nll, expected = metrics.surprise(lm, asked, texts), [surprise_directly(lm, *pair) for pair in zip(asked, texts)]
+    asked, texts = (
+        [PROMPTS[1], PROMPTS[0], PROMPTS[1]],
+        ["some words", "others, and a few more", "Five!"],
+    )
+    nll, expected = (
+        metrics.surprise(lm, asked, texts),
+        [surprise_directly(lm, *pair) for pair in zip(asked, texts)],
+    )
     assert abs(nll - expected).max() <= (1e-3 if dtype == "float32" else 0.1)
 
     vectors.save(tmp_path / "vectors.safetensors")
@@ -81,7 +110,9 @@ def test_every_site_is_there_or_refused_by_name(architecture):
     lm = tiny_model(architecture)
     for site in ("resid_pre", "resid_mid", "mlp_out", "resid_post"):
         try:
-            delta = LayerSpan(lm, PROMPTS, 1, 3, slice(-2, None), site=site).delta(torch.ones(1, 32))
+            delta = LayerSpan(lm, PROMPTS, 1, 3, slice(-2, None), site=site).delta(
+                torch.ones(1, 32)
+            )
         except ValueError as error:
             assert f"site {site!r} does not exist in {type(lm.blocks[1]).__name__}" in str(error)
             continue

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from test_residual import PROMPTS, few, ids_of, one_thread, some_vectors  # noqa: F401
 
 from helpers.residual import LayerSpan
-from helpers.training import METHODS, objective, orthonormalise, random_vectors, train, value, value_and_grad, without
+from helpers.training import (
+    METHODS,
+    objective,
+    orthonormalise,
+    random_vectors,
+    train,
+    value,
+    value_and_grad,
+    without,
+)
 
 WAYS = [(method, orthogonal) for method in METHODS for orthogonal in (True, False)]
 every_way = pytest.mark.parametrize("method, orthogonal", WAYS)
@@ -32,27 +41,42 @@ class LinearSpan:
 
     def __init__(self, d=12, singular=None, seed=0, scale=(1.0,)):
         generator = torch.Generator().manual_seed(seed)
-        self.left, self.right = (torch.linalg.qr(torch.randn(d, d, generator=generator)).Q for _ in range(2))
+        self.left, self.right = (
+            torch.linalg.qr(torch.randn(d, d, generator=generator)).Q for _ in range(2)
+        )
         self.singular = torch.tensor(singular or [10.0, 8.0, 6.0, 4.0, *[1.0] * (d - 4)])
         self.matrix = self.left * self.singular @ self.right.T
         self.lm = SimpleNamespace(d_model=d, name="linear", organism=None, weights_hash="0")
-        self.prompts, self.source_layer, self.target_layers, self.site, self.chunk = ["a"], 0, [1], "resid_post", 64
+        self.prompts, self.source_layer, self.target_layers, self.site, self.chunk = (
+            ["a"],
+            0,
+            [1],
+            "resid_post",
+            64,
+        )
         self.start, self.scale, self.calls = torch.zeros(1, 1, d), scale, 0
 
     def delta(self, vectors):
         vectors = getattr(vectors, "tensor", vectors)
         self.calls += 1
-        return (vectors @ self.matrix)[:, None, None] * self.scale[(self.calls - 1) % len(self.scale)]
+        return (vectors @ self.matrix)[:, None, None] * self.scale[
+            (self.calls - 1) % len(self.scale)
+        ]
 
 
 # --- the published procedure ------------------------------------------------------------------------------------------
+
 
 def published(lm, prompt, source, target, starts, radius, steps, n_tokens=3):
     """Mack & Turner's loop, plainly: a bias on the MLP output, the whole model run at every step, one vector after another."""
     ids, seen, learned, histories = torch.tensor([ids_of(lm, prompt)]), {}, [], []
     bias = torch.nn.Parameter(torch.zeros(lm.d_model))
-    handles = [lm.blocks[source].mlp.register_forward_hook(lambda module, args, output: output + bias),
-               lm.blocks[target].register_forward_hook(lambda module, args, output: seen.update(out=output[0]))]
+    handles = [
+        lm.blocks[source].mlp.register_forward_hook(lambda module, args, output: output + bias),
+        lm.blocks[target].register_forward_hook(
+            lambda module, args, output: seen.update(out=output[0])
+        ),
+    ]
 
     def target_residual():
         lm.model(input_ids=ids, use_cache=False)
@@ -62,10 +86,14 @@ def published(lm, prompt, source, target, starts, radius, steps, n_tokens=3):
     for start in starts:
         project = lambda x: x - sum(((x @ v) * v / radius**2 for v in learned), torch.zeros_like(x))  # noqa: E731
         bias.data = radius * torch.nn.functional.normalize(project(start), dim=0)
-        optimiser = torch.optim.AdamW([bias], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0, amsgrad=True)
+        optimiser = torch.optim.AdamW(
+            [bias], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0, amsgrad=True
+        )
         history = []
         for step in range(steps + 1):
-            loss = -(target_residual() - clean).norm(dim=0).pow(2).sum()  # over tokens, as published: equal at p = 2
+            loss = (
+                -(target_residual() - clean).norm(dim=0).pow(2).sum()
+            )  # over tokens, as published: equal at p = 2
             history.append(-loss.item())
             if step == steps:
                 break
@@ -89,9 +117,13 @@ def test_adam_is_the_published_procedure(architectures):
     starts = random_vectors(span, radius, 2, seed=5).tensor
     vectors, history = published(lm, PROMPTS[1], 1, 3, starts, radius, steps)
     ours = quietly(span, radius, 2, method="adam", steps=steps, seed=5)
-    torch.testing.assert_close(ours.start, history[0], rtol=1e-3, atol=1e-3)  # before the first step
+    torch.testing.assert_close(
+        ours.start, history[0], rtol=1e-3, atol=1e-3
+    )  # before the first step
     torch.testing.assert_close(ours.objective, history[1:], rtol=1e-3, atol=1e-3)  # after each
-    assert ours.step.tolist() == [steps - 1] * 2  # still climbing: the best iterate is the published last one
+    assert (
+        ours.step.tolist() == [steps - 1] * 2
+    )  # still climbing: the best iterate is the published last one
     torch.testing.assert_close(ours.vectors.tensor, vectors, rtol=1e-3, atol=1e-4)
     assert (vectors - starts).norm(dim=-1).min() > 3e-3  # five steps do move them
     assert abs(ours.vectors.tensor[0] @ ours.vectors.tensor[1]) < 1e-4
@@ -100,7 +132,11 @@ def test_adam_is_the_published_procedure(architectures):
 def test_default_settings_are_the_published_ones(span, monkeypatch):
     seen = {}
     adamw = torch.optim.AdamW
-    monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, **kwargs: seen.update(kwargs) or adamw(parameters, **kwargs))
+    monkeypatch.setattr(
+        torch.optim,
+        "AdamW",
+        lambda parameters, **kwargs: seen.update(kwargs) or adamw(parameters, **kwargs),
+    )
     result = quietly(span, 1.0, method="adam", steps=1)
     assert seen == dict(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0, amsgrad=True)
     assert (result.vectors.provenance["p"], result.vectors.provenance["q"]) == (2, 1)
@@ -108,15 +144,21 @@ def test_default_settings_are_the_published_ones(span, monkeypatch):
 
 # --- the objective ----------------------------------------------------------------------------------------------------
 
+
 @few
-@given(p=st.sampled_from([1, 2, 4]), q=st.sampled_from([1, 2, 4]), layers=st.sampled_from([0, 1, 3]), seed=st.integers(0, 99))
+@given(
+    p=st.sampled_from([1, 2, 4]),
+    q=st.sampled_from([1, 2, 4]),
+    layers=st.sampled_from([0, 1, 3]),
+    seed=st.integers(0, 99),
+)
 def test_objective_is_its_formula(p, q, layers, seed):
     shape = (3, 2, *([layers] if layers else []), 4, 5)
     delta = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     for v in range(3):
         total = 0.0
         for prompt in range(2):
-            for part in (delta[v, prompt] if layers else delta[v, prompt][None]):
+            for part in delta[v, prompt] if layers else delta[v, prompt][None]:
                 total += sum(float(token.pow(2).sum().sqrt()) ** p for token in part) ** (1 / q)
         assert objective(delta, p, q)[v].item() == pytest.approx(total / 2, rel=1e-4)
 
@@ -133,18 +175,27 @@ def test_norm_over_tokens_or_dimensions_differ_at_p_4_only():
 def test_several_prompts_are_the_average_of_each_alone(tiny, p, q, positions):
     vectors = some_vectors(tiny, 3)
     together = LayerSpan(tiny, PROMPTS, 1, 4, positions)
-    alone = [value_and_grad(LayerSpan(tiny, prompt, 1, 4, positions), vectors, p, q) for prompt in PROMPTS]
+    alone = [
+        value_and_grad(LayerSpan(tiny, prompt, 1, 4, positions), vectors, p, q)
+        for prompt in PROMPTS
+    ]
     values, gradients = value_and_grad(together, vectors, p, q)
-    torch.testing.assert_close(values, torch.stack([v for v, _ in alone]).mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        values, torch.stack([v for v, _ in alone]).mean(0), rtol=1e-4, atol=1e-4
+    )
     average = torch.stack([g for _, g in alone]).mean(0)
-    torch.testing.assert_close(gradients, average, rtol=1e-3, atol=1e-3 * average.abs().max().item())
+    torch.testing.assert_close(
+        gradients, average, rtol=1e-3, atol=1e-3 * average.abs().max().item()
+    )
     torch.testing.assert_close(value(together, vectors, p, q), values, rtol=1e-5, atol=1e-5)
 
 
 def test_several_target_layers_are_summed(tiny):
     vectors = some_vectors(tiny, 3)
     both = value(LayerSpan(tiny, PROMPTS, 1, [3, 4]), vectors)
-    torch.testing.assert_close(both, sum(value(LayerSpan(tiny, PROMPTS, 1, t), vectors) for t in (3, 4)))
+    torch.testing.assert_close(
+        both, sum(value(LayerSpan(tiny, PROMPTS, 1, t), vectors) for t in (3, 4))
+    )
 
 
 def test_chunks_change_nothing(tiny):
@@ -156,6 +207,7 @@ def test_chunks_change_nothing(tiny):
 
 # --- the sphere -------------------------------------------------------------------------------------------------------
 
+
 @few
 @given(n=st.integers(1, 6), extra=st.integers(0, 6), seed=st.integers(0, 99))
 def test_orthonormalise(n, extra, seed):
@@ -165,7 +217,9 @@ def test_orthonormalise(n, extra, seed):
     torch.testing.assert_close(rows @ rows.T, torch.eye(n, dtype=x.dtype))
     assert ((rows * x).sum(1) > 0).all()  # each on its own side
     for k in range(n):  # the first k rows span what the first k did
-        torch.testing.assert_close(without(x[:k + 1], rows[:k + 1]), torch.zeros_like(x[:k + 1]), atol=1e-10, rtol=0)
+        torch.testing.assert_close(
+            without(x[: k + 1], rows[: k + 1]), torch.zeros_like(x[: k + 1]), atol=1e-10, rtol=0
+        )
 
 
 def test_an_orthonormal_set_comes_back_unchanged_and_so_does_its_negative():
@@ -173,7 +227,9 @@ def test_an_orthonormal_set_comes_back_unchanged_and_so_does_its_negative():
     plain = lambda rows: torch.linalg.qr(rows.T).Q.T  # noqa: E731
     for rows in (x, -x, x * torch.tensor([1.0, -1.0]).repeat(4)[:, None]):
         torch.testing.assert_close(orthonormalise(rows), rows, atol=1e-5, rtol=0)
-    assert max((plain(rows) - rows).abs().max() for rows in (x, -x)) > 0.1  # which QR by itself does not do
+    assert (
+        max((plain(rows) - rows).abs().max() for rows in (x, -x)) > 0.1
+    )  # which QR by itself does not do
 
 
 @every_way
@@ -183,22 +239,41 @@ def test_norms_and_angles(span, method, orthogonal):
     torch.testing.assert_close(tensor.norm(dim=-1), torch.full((4,), 3.0), rtol=1e-5, atol=0)
     cosines = tensor @ tensor.T / 9 - torch.eye(4)
     assert (cosines.abs().max() < 1e-5) == orthogonal
-    assert result.objective.shape == (4, 4) and result.start.shape == result.best.shape == result.step.shape == (4,)
+    assert result.objective.shape == (
+        4,
+        4,
+    ) and result.start.shape == result.best.shape == result.step.shape == (4,)
     assert (result.best > result.start).all()
 
 
 @few
-@given(radius=st.floats(1e-2, 1e3), n=st.integers(1, 8), way=st.sampled_from(WAYS), seed=st.integers(0, 99))
+@given(
+    radius=st.floats(1e-2, 1e3),
+    n=st.integers(1, 8),
+    way=st.sampled_from(WAYS),
+    seed=st.integers(0, 99),
+)
 def test_norms_at_any_radius(radius, n, way, seed):
     method, orthogonal = way
-    result = quietly(LinearSpan(d=8, seed=seed), radius, n, method=method, orthogonal=orthogonal, steps=3, seed=seed)
+    result = quietly(
+        LinearSpan(d=8, seed=seed),
+        radius,
+        n,
+        method=method,
+        orthogonal=orthogonal,
+        steps=3,
+        seed=seed,
+    )
     assert torch.allclose(result.vectors.tensor.norm(dim=-1), torch.full((n,), radius), rtol=1e-5)
     if orthogonal:
-        assert (result.vectors.tensor @ result.vectors.tensor.T / radius**2 - torch.eye(n)).abs().max() < 1e-4
+        assert (
+            result.vectors.tensor @ result.vectors.tensor.T / radius**2 - torch.eye(n)
+        ).abs().max() < 1e-4
     assert result.vectors.radius == radius
 
 
 # --- the optimisers ---------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("p, q", [(2, 1), (4, 4)])
 def test_power_finds_the_top_singular_vector(p, q):
@@ -213,14 +288,22 @@ def test_power_finds_the_top_singular_vector(p, q):
 def test_orthogonal_power_finds_the_top_subspace():
     toy = LinearSpan()
     result = quietly(toy, 2.0, 3, steps=150)
-    torch.testing.assert_close(without(result.vectors.tensor, toy.left[:, :3].T), torch.zeros(3, 12), atol=1e-2, rtol=0)
-    assert result.best.sqrt().sum().item() == pytest.approx(2 * toy.singular[:3].sum().item(), rel=1e-3)
+    torch.testing.assert_close(
+        without(result.vectors.tensor, toy.left[:, :3].T), torch.zeros(3, 12), atol=1e-2, rtol=0
+    )
+    assert result.best.sqrt().sum().item() == pytest.approx(
+        2 * toy.singular[:3].sum().item(), rel=1e-3
+    )
 
 
 def test_power_keeps_each_vectors_sign():
     toy = LinearSpan()
     start = random_vectors(toy, 1.0, 4, orthogonal=True).tensor
-    for steps in (1, 2, 3):  # with signs lost, every other iterate would point away from the one before
+    for steps in (
+        1,
+        2,
+        3,
+    ):  # with signs lost, every other iterate would point away from the one before
         now = quietly(toy, 1.0, 4, steps=steps).vectors.tensor
         assert ((now * start).sum(-1) > 0).all()
         start = now
@@ -234,7 +317,9 @@ def test_adam_climbs_to_the_same_value():
 
 @every_way
 def test_the_best_iterate_comes_back_with_its_own_objective(span, method, orthogonal):
-    result = quietly(span, 6.0, 3, method=method, orthogonal=orthogonal, steps=8, lr=10.0, damping=0.0)  # unsteady on purpose
+    result = quietly(
+        span, 6.0, 3, method=method, orthogonal=orthogonal, steps=8, lr=10.0, damping=0.0
+    )  # unsteady on purpose
     torch.testing.assert_close(result.best, value(span, result.vectors), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(result.best, result.objective[result.step, torch.arange(3)])
     if method == "power" and orthogonal:
@@ -245,8 +330,12 @@ def test_the_best_iterate_comes_back_with_its_own_objective(span, method, orthog
 
 @every_way
 def test_the_best_iterate_need_not_be_the_last(method, orthogonal):
-    n = 1 if (method, orthogonal) == ("adam", True) else 3  # one after another: more would get out of step with the scale
-    unsteady = LinearSpan(scale=(1.0, 1.0, 3.0, 1.0, 1.0))  # evaluated at the start and after each of 4 steps: the second is best
+    n = (
+        1 if (method, orthogonal) == ("adam", True) else 3
+    )  # one after another: more would get out of step with the scale
+    unsteady = LinearSpan(
+        scale=(1.0, 1.0, 3.0, 1.0, 1.0)
+    )  # evaluated at the start and after each of 4 steps: the second is best
     result = quietly(unsteady, 2.0, n, method=method, orthogonal=orthogonal, steps=4)
     second = quietly(LinearSpan(), 2.0, n, method=method, orthogonal=orthogonal, steps=2)
     assert result.step.tolist() == [1] * n and result.objective.argmax(0).tolist() == [1] * n
@@ -256,9 +345,12 @@ def test_the_best_iterate_need_not_be_the_last(method, orthogonal):
 
 # --- seeds ------------------------------------------------------------------------------------------------------------
 
+
 @every_way
 def test_seeds(span, method, orthogonal):
-    run = lambda seed: quietly(span, 3.0, 3, method=method, orthogonal=orthogonal, steps=2, seed=seed)  # noqa: E731
+    run = lambda seed: quietly(
+        span, 3.0, 3, method=method, orthogonal=orthogonal, steps=2, seed=seed
+    )  # noqa: E731
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     one, same, other = run(0), run(0), run(1)
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[2]
@@ -266,7 +358,9 @@ def test_seeds(span, method, orthogonal):
     torch.manual_seed(99)  # nor does the global generator matter
     again = run(0)
     for result in (same, again):
-        assert torch.equal(one.vectors.tensor, result.vectors.tensor) and torch.equal(one.objective, result.objective)
+        assert torch.equal(one.vectors.tensor, result.vectors.tensor) and torch.equal(
+            one.objective, result.objective
+        )
     assert (one.vectors.tensor - other.vectors.tensor).norm(dim=-1).min() > 0.1
     torch.set_rng_state(states[0])
 
@@ -276,7 +370,12 @@ def test_power_starts_from_the_random_vectors_of_the_same_seed(span, orthogonal)
     control = random_vectors(span, 3.0, 4, seed=7, orthogonal=orthogonal)
     result = quietly(span, 3.0, 4, seed=7, orthogonal=orthogonal, steps=1)
     torch.testing.assert_close(result.start, value(span, control), rtol=1e-4, atol=1e-4)
-    assert (control.source_layer, control.site, control.radius, control.provenance["method"]) == (1, "resid_post", 3.0, "random")
+    assert (control.source_layer, control.site, control.radius, control.provenance["method"]) == (
+        1,
+        "resid_post",
+        3.0,
+        "random",
+    )
     torch.testing.assert_close(control.tensor.norm(dim=-1), torch.full((4,), 3.0))
     assert ((control.tensor @ control.tensor.T / 9 - torch.eye(4)).abs().max() < 1e-5) == orthogonal
 
@@ -288,7 +387,10 @@ def test_more_vectors_begin_with_the_fewer(span):
 
 def test_random_directions_are_uniform():
     tensor = random_vectors(LinearSpan(d=4), 1.0, 4000).tensor
-    assert tensor.mean(0).abs().max() < 0.05 and (tensor.T @ tensor / 4000 - torch.eye(4) / 4).abs().max() < 0.02
+    assert (
+        tensor.mean(0).abs().max() < 0.05
+        and (tensor.T @ tensor / 4000 - torch.eye(4) / 4).abs().max() < 0.02
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -299,7 +401,9 @@ def test_threads_change_no_more_than_rounding(span, method):
         results.append(quietly(span, 3.0, 3, method=method, steps=4))
     torch.set_num_threads(1)
     torch.testing.assert_close(results[0].objective, results[1].objective, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(results[0].vectors.tensor, results[1].vectors.tensor, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        results[0].vectors.tensor, results[1].vectors.tensor, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_result_says_where_it_comes_from_and_leaves_the_model_alone(tiny):
@@ -307,9 +411,25 @@ def test_result_says_where_it_comes_from_and_leaves_the_model_alone(tiny):
     span = LayerSpan(tiny, PROMPTS, 1, [3, 4], site="mlp_out")
     result = quietly(span, 2.0, 2, steps=2, seed=4, p=4, q=4)
     vectors = result.vectors
-    assert (vectors.source_layer, vectors.site, vectors.radius, len(vectors)) == (1, "mlp_out", 2.0, 2)
-    expected = dict(model="tiny-random", prompts=PROMPTS, target_layers=[3, 4], method="power", steps=2, p=4, q=4,
-                    orthogonal=True, seed=4, organism=None, weights_hash=tiny.weights_hash)
+    assert (vectors.source_layer, vectors.site, vectors.radius, len(vectors)) == (
+        1,
+        "mlp_out",
+        2.0,
+        2,
+    )
+    expected = dict(
+        model="tiny-random",
+        prompts=PROMPTS,
+        target_layers=[3, 4],
+        method="power",
+        steps=2,
+        p=4,
+        q=4,
+        orthogonal=True,
+        seed=4,
+        organism=None,
+        weights_hash=tiny.weights_hash,
+    )
     assert {k: vectors.provenance[k] for k in expected} == expected
     assert all(torch.equal(v, before[k]) for k, v in tiny.model.state_dict().items())
     assert all(p.grad is None for p in tiny.model.parameters())
@@ -318,8 +438,12 @@ def test_result_says_where_it_comes_from_and_leaves_the_model_alone(tiny):
 
 def test_as_many_orthogonal_vectors_as_dimensions():
     for method in METHODS:
-        result = quietly(LinearSpan(d=6, singular=[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]), 2.0, 6, method=method, steps=3)
-        torch.testing.assert_close(result.vectors.tensor @ result.vectors.tensor.T, 4 * torch.eye(6), atol=1e-4, rtol=0)
+        result = quietly(
+            LinearSpan(d=6, singular=[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]), 2.0, 6, method=method, steps=3
+        )
+        torch.testing.assert_close(
+            result.vectors.tensor @ result.vectors.tensor.T, 4 * torch.eye(6), atol=1e-4, rtol=0
+        )
 
 
 def test_other_architectures_and_half_precision_train():
@@ -327,20 +451,35 @@ def test_other_architectures_and_half_precision_train():
         lm = tiny_model(architecture)
         lm.model.to(dtype)
         result = quietly(LayerSpan(lm, PROMPTS, 0, 3), 2.0, 2, steps=5)
-        assert result.vectors.tensor.dtype == torch.float32 and (result.best > 1.5 * result.start).all()
+        assert (
+            result.vectors.tensor.dtype == torch.float32
+            and (result.best > 1.5 * result.start).all()
+        )
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("change, message", [
-    (dict(radius=0), "radius 0 is not a norm: it must be a finite number above 0"), (dict(radius=-2.5), "radius -2.5"),
-    (dict(radius=float("nan")), "radius nan"), (dict(radius=float("inf")), "radius inf"),
-    (dict(n_vectors=0), "n_vectors 0 is not a count: it must be a whole number, 1 or more"),
-    (dict(n_vectors=1.5), "n_vectors 1.5"), (dict(n_vectors=2.0), "n_vectors 2.0"),
-    (dict(n_vectors=33), "n_vectors 33 cannot be orthogonal in d_model 32: use at most 32, or orthogonal=False"),
-    (dict(method="sgd"), "method 'sgd' is unknown: use one of power, adam"),
-    (dict(steps=0), "steps 0, .* must be at least 1"), (dict(p=0), "p 0 .* above 0"), (dict(q=-1), "q -1 must be .* above 0"),
-])
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(radius=0), "radius 0 is not a norm: it must be a finite number above 0"),
+        (dict(radius=-2.5), "radius -2.5"),
+        (dict(radius=float("nan")), "radius nan"),
+        (dict(radius=float("inf")), "radius inf"),
+        (dict(n_vectors=0), "n_vectors 0 is not a count: it must be a whole number, 1 or more"),
+        (dict(n_vectors=1.5), "n_vectors 1.5"),
+        (dict(n_vectors=2.0), "n_vectors 2.0"),
+        (
+            dict(n_vectors=33),
+            "n_vectors 33 cannot be orthogonal in d_model 32: use at most 32, or orthogonal=False",
+        ),
+        (dict(method="sgd"), "method 'sgd' is unknown: use one of power, adam"),
+        (dict(steps=0), "steps 0, .* must be at least 1"),
+        (dict(p=0), "p 0 .* above 0"),
+        (dict(q=-1), "q -1 must be .* above 0"),
+    ],
+)
 def test_bad_arguments_are_refused(span, change, message):
     arguments = dict(radius=2.0, n_vectors=2) | change
     for method in [change["method"]] if "method" in change else METHODS:
@@ -362,14 +501,19 @@ def test_more_vectors_than_dimensions_are_fine_if_not_orthogonal(span):
 def test_an_objective_that_is_not_finite_is_refused(method, orthogonal, bad, when):
     scale = [1.0] * 4
     scale[when] = bad
-    with pytest.raises(FloatingPointError, match=rf"the objective became {bad}: try a smaller radius"):
+    with pytest.raises(
+        FloatingPointError, match=rf"the objective became {bad}: try a smaller radius"
+    ):
         quietly(LinearSpan(scale=scale), 2.0, 2, method=method, orthogonal=orthogonal, steps=3)
 
 
 def test_targets_out_of_reach_are_refused(tiny):
     before = LayerSpan(tiny, PROMPTS[1], 1, 4, target_positions=[0, 1], steered_positions="last")
     for method in METHODS:
-        with pytest.raises(ValueError, match="the objective stayed 0: no target token comes at or after a steered one"):
+        with pytest.raises(
+            ValueError,
+            match="the objective stayed 0: no target token comes at or after a steered one",
+        ):
             quietly(before, 2.0, 2, method=method, steps=2)
 
 

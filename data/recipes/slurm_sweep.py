@@ -8,39 +8,58 @@
 Stopped or failed? The same command computes only what is missing. Other schedulers: dask_jobqueue has PBSCluster, LSFCluster…;
 Kubernetes: dask_kubernetes.operator.KubeCluster; plain machines: distributed.SSHCluster. Nothing else changes.
 """
+
 import argparse
 
-from helpers import goldilocks, sweeps
+from helpers.studies import goldilocks, sweeps
 
 JOB = dict(
-    queue="gpu", walltime="04:00:00", memory="32GB",  # your cluster's partition; memory of the node, not of its GPU
-    cores=1, processes=1,                             # one run at a time per worker: a run has the model to itself
-    job_cpu=4, job_extra_directives=["--gres=gpu:1"],
-    job_script_prologue=["source .venv/bin/activate", "export WORKBOOK_THREADS=4"],  # jobs start where you started this
+    queue="gpu",
+    walltime="04:00:00",
+    memory="32GB",  # your cluster's partition; memory of the node, not of its GPU
+    cores=1,
+    processes=1,  # one run at a time per worker: a run has the model to itself
+    job_cpu=4,
+    job_extra_directives=["--gres=gpu:1"],
+    job_script_prologue=[
+        "source .venv/bin/activate",
+        "export WORKBOOK_THREADS=4",
+    ],  # jobs start where you started this
 )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0] + ".")
-    parser.add_argument("--model", default="Qwen/Qwen2.5-1.5B-Instruct", help="fetch it once before, on a node with a network")
+    parser.add_argument(
+        "--model",
+        default="Qwen/Qwen2.5-1.5B-Instruct",
+        help="fetch it once before, on a node with a network",
+    )
     parser.add_argument("--depth", type=int, default=28, help="its number of blocks")
     parser.add_argument("--jobs", type=int, default=8)
-    parser.add_argument("--local", type=int, metavar="WORKERS", help="worker processes here, in place of SLURM")
+    parser.add_argument(
+        "--local", type=int, metavar="WORKERS", help="worker processes here, in place of SLURM"
+    )
     parser.add_argument("--show", action="store_true", help="print the job script and stop")
     options = parser.parse_args()
     if options.local:
         from distributed import LocalCluster
+
         cluster = LocalCluster(n_workers=options.local, threads_per_worker=1)
     else:
         from dask_jobqueue import SLURMCluster
+
         cluster = SLURMCluster(**JOB)
         if options.show:
             return print(cluster.job_script())
         cluster.scale(jobs=options.jobs)
     from distributed import Client
+
     with cluster, Client(cluster) as client:
         grid = goldilocks.grids(options.model, options.depth)["goldilocks"]
-        done = sweeps.run(grid, goldilocks.run_cell, client, store="build/sweeps", model_hash=options.model)
+        done = sweeps.run(
+            grid, goldilocks.run_cell, client, store="build/sweeps", model_hash=options.model
+        )
     print(f"{len(done) - len(done.failed)} of {len(done)} runs are in build/sweeps.")
 
 

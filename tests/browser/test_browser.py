@@ -1,4 +1,5 @@
 """What a person sees and does: the explorer in JupyterLab, by keyboard and mouse, and the exported page without a kernel."""
+
 import json
 import re
 import shutil
@@ -8,7 +9,8 @@ import tarfile
 
 import pytest
 
-from helpers import export, judging
+from helpers.studies import store
+from helpers.workbook import export
 
 from .conftest import MISSING, OFF, ROOT, SCREENS, SIZES, chromium
 
@@ -24,8 +26,12 @@ STOPWATCH = """element => {
 
 
 # A panel's name: something that only it holds.
-PANELS = {"grid": ".widget-gridbox", "radius": "img[alt*='is marked']", "lab": "textarea",
-          "tokens": ".widget-slider:has-text('after block (number)')"}
+PANELS = {
+    "grid": ".widget-gridbox",
+    "radius": "img[alt*='is marked']",
+    "lab": "textarea",
+    "tokens": ".widget-slider:has-text('after block (number)')",
+}
 FAILED = "[data-mime-type='application/vnd.jupyter.error']"  # of a cell that raised
 # What in a cell is wider than its place.
 CUT = """cell => [...cell.querySelectorAll('.widget-html, .widget-label, .widget-readout, .jp-OutputArea-output')]
@@ -54,6 +60,7 @@ def opened(lab, browser):
             page.screenshot(path=SCREENS / f"opened-{name}.png")  # says more than a timeout
         assert page.locator(FAILED).all_inner_texts() == []
         return page
+
     yield open_and_run
     context.close()
 
@@ -68,7 +75,9 @@ def in_theme(page, theme):
     page.get_by_role("menuitem", name="Settings", exact=True).click()
     page.get_by_text("Theme", exact=True).hover()
     page.get_by_text(f"JupyterLab {theme}", exact=True).click()
-    page.locator(f"body[data-jp-theme-light={'true' if theme == 'Light' else 'false'}]").wait_for(state="attached")
+    page.locator(f"body[data-jp-theme-light={'true' if theme == 'Light' else 'false'}]").wait_for(
+        state="attached"
+    )
 
 
 def photograph(page, panels, theme):
@@ -87,8 +96,13 @@ def photograph(page, panels, theme):
 
 def no_error(page):
     said = page.locator("[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()
-    assert [text for text in said if "UserWarning: constrained_layout" not in text] == []  # a model of four blocks: tiny axes
-    assert page.locator(".workbook-panel-error").count() == 0 and page.get_by_text("Error displaying widget").count() == 0
+    assert [
+        text for text in said if "UserWarning: constrained_layout" not in text
+    ] == []  # a model of four blocks: tiny axes
+    assert (
+        page.locator(".workbook-panel-error").count() == 0
+        and page.get_by_text("Error displaying widget").count() == 0
+    )
 
 
 def cell_of(page, inside):
@@ -108,7 +122,7 @@ def live(page):
 @pytest.fixture(scope="module")
 def options(grids):
     """{axis: the values that the explorer's grid has}."""
-    return judging.Grid(judging.read("explorer", folder=grids)).options
+    return store.Grid(store.read("explorer", folder=grids)).options
 
 
 def slider(cell, label):
@@ -134,7 +148,11 @@ def test_a_chromium_is_found_or_its_absence_is_said(tmp_path, monkeypatch):
     for name in ("google-chrome", "chromium", "of-my-own"):
         (tmp_path / name).touch(mode=0o755)
     assert chromium() == (str(tmp_path / "chromium"), None)
-    for value, found in (("of-my-own", (str(tmp_path / "of-my-own"), None)), ("none", (None, OFF)), ("not-there", (None, MISSING))):
+    for value, found in (
+        ("of-my-own", (str(tmp_path / "of-my-own"), None)),
+        ("none", (None, OFF)),
+        ("not-there", (None, MISSING)),
+    ):
         monkeypatch.setenv("WORKBOOK_CHROMIUM", value)
         assert chromium() == found
 
@@ -147,22 +165,33 @@ def test_radius_and_layer_move_by_keyboard_and_nothing_jumps(grid, options):
     layers, radii = ([f"{v:g}" for v in options[axis]] for axis in ("source_layer", "radius"))
     press_key(slider(grid, "source layer"), "Home", layers[0])
     press_key(slider(grid, "R (norm"), "Home", radii[0])
-    gauge, before = grid.get_by_role("img", name="objective").get_attribute("aria-label"), grid.evaluate(PLACES)
+    gauge, before = (
+        grid.get_by_role("img", name="objective").get_attribute("aria-label"),
+        grid.evaluate(PLACES),
+    )
     press_key(slider(grid, "R (norm"), "ArrowRight", radii[1])
     grid.locator(f"svg[aria-label^='objective']:not([aria-label='{gauge}'])").wait_for()
     press_key(slider(grid, "source layer"), "ArrowRight", layers[1])
-    grid.locator(f".widget-button[title*='block {layers[1]}, R {radii[1]}:'][title*='shown now']").wait_for()
-    assert grid.locator(".widget-button[title*='shown now']").count() == 1 and grid.evaluate(PLACES) == before
+    grid.locator(
+        f".widget-button[title*='block {layers[1]}, R {radii[1]}:'][title*='shown now']"
+    ).wait_for()
+    assert (
+        grid.locator(".widget-button[title*='shown now']").count() == 1
+        and grid.evaluate(PLACES) == before
+    )
 
 
 def test_the_heat_map_selects_by_click_and_by_key(grid, options):
     def selected(layer, radius):
         for label, value in (("R (norm", radius), ("source layer", layer)):
-            slider(grid, label).locator(".widget-readout").get_by_text(f"{value:g}", exact=True).wait_for()
+            slider(grid, label).locator(".widget-readout").get_by_text(
+                f"{value:g}", exact=True
+            ).wait_for()
         return True
 
     def button(layer, radius):
         return grid.locator(f".widget-button[title*='block {layer}, R {radius:g}:']")
+
     layers, radii = options["source_layer"], options["radius"]
     button(layers[0], radii[-1]).click()
     assert selected(layers[0], radii[-1])
@@ -173,8 +202,14 @@ def test_the_heat_map_selects_by_click_and_by_key(grid, options):
 
 def test_model_text_is_text(grid, grids):
     choose(grid, kind={"label": "random"})
-    grid.get_by_text(re.compile("^steered: random")).wait_for()  # the slider has this kind's vectors by then
-    press_key(slider(grid, "vector (number)"), "End", f"{judging.Grid(judging.read('explorer', folder=grids)).vectors['random'][-1]}")
+    grid.get_by_text(
+        re.compile("^steered: random")
+    ).wait_for()  # the slider has this kind's vectors by then
+    press_key(
+        slider(grid, "vector (number)"),
+        "End",
+        f"{store.Grid(store.read('explorer', folder=grids)).vectors['random'][-1]}",
+    )
     for prompt in (1, 0):
         choose(grid, prompt={"index": prompt})
         grid.get_by_text("<script>window.ran").first.wait_for()
@@ -198,8 +233,14 @@ def test_a_value_answers_at_once(grid, record_property):
         grid.page.wait_for_timeout(200)
     times = grid.page.evaluate("window.times")
     assert len(times) >= 10
-    found = {"median_ms": round(statistics.median(times)), "worst_ms": round(max(times)), "n": len(times)}
-    print(f"\na value of the grid explorer answers after {found['median_ms']} ms (median; worst {found['worst_ms']} ms)")
+    found = {
+        "median_ms": round(statistics.median(times)),
+        "worst_ms": round(max(times)),
+        "n": len(times),
+    }
+    print(
+        f"\na value of the grid explorer answers after {found['median_ms']} ms (median; worst {found['worst_ms']} ms)"
+    )
     record_property("latency", found)
     (SCREENS / "latency.json").write_text(json.dumps(found) + "\n")
 
@@ -226,15 +267,20 @@ def test_a_bad_radius_is_said_in_the_panel(live):
     fill(live, "R (norm of θ)", "3")
     press_button(live, "Train", "The median residual at the source")
     idle(live)
-    assert live.locator("table").first.get_by_role("cell", name="–", exact=True).count() == 1  # no random vectors yet
+    assert (
+        live.locator("table").first.get_by_role("cell", name="–", exact=True).count() == 1
+    )  # no random vectors yet
 
 
 def test_a_training_is_stopped_and_keeps_what_it_has(live):
     fill(live, "steps (number)", 100_000)
     fill(live, "R (norm of θ)", "5")
     live.get_by_role("button", name="Train", exact=True).click()
-    live.page.wait_for_function("""() => { const bar = [...document.querySelectorAll('.progress-bar')].at(-1);
-        return bar && parseFloat(bar.style.width) > 0; }""", timeout=5 * MINUTES)
+    live.page.wait_for_function(
+        """() => { const bar = [...document.querySelectorAll('.progress-bar')].at(-1);
+        return bar && parseFloat(bar.style.width) > 0; }""",
+        timeout=5 * MINUTES,
+    )
     press_button(live, "Stop", "Stopped, and kept what was finished")
     idle(live)
     fill(live, "steps (number)", 2)
@@ -267,9 +313,25 @@ def test_the_panels_fit_in_every_theme_and_size(page, grid, theme):
     photograph(page, PANELS, theme)
 
 
-@pytest.mark.parametrize("name, panel, inside, largest, shown", [
-    ("01_layer_norm_geometry", "geometry", ".widget-slider:has-text('added after block')", "80", "img[alt*='A push of 80']"),
-    ("03_goldilocks", "grid-03", ".widget-gridbox", "8", ".widget-button[title*='R 8:'][title*='shown now']")])
+@pytest.mark.parametrize(
+    "name, panel, inside, largest, shown",
+    [
+        (
+            "01_layer_norm_geometry",
+            "geometry",
+            ".widget-slider:has-text('added after block')",
+            "80",
+            "img[alt*='A push of 80']",
+        ),
+        (
+            "03_goldilocks",
+            "grid-03",
+            ".widget-gridbox",
+            "8",
+            ".widget-button[title*='R 8:'][title*='shown now']",
+        ),
+    ],
+)
 def test_the_panels_of_other_notebooks(opened, name, panel, inside, largest, shown):
     page = opened(name, inside)
     cell = cell_of(page, inside)
@@ -284,17 +346,25 @@ def test_the_panels_of_other_notebooks(opened, name, panel, inside, largest, sho
 def javascript():
     """{end of an address that the page asks for: file}, from two npm packages kept in build/npm."""
     if not shutil.which("npm"):
-        pytest.skip("no npm here, which brings the page's JavaScript: apt-get install npm to run this test.")
+        pytest.skip(
+            "no npm here, which brings the page's JavaScript: apt-get install npm to run this test."
+        )
     folder = ROOT / "build" / "npm"
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {"require.min.js": ("requirejs", "2.3.7", "require.js"),
-              "embed-amd.js": ("@jupyter-widgets/html-manager", "1.0.14", "dist/embed-amd.js")}
+    wanted = {
+        "require.min.js": ("requirejs", "2.3.7", "require.js"),
+        "embed-amd.js": ("@jupyter-widgets/html-manager", "1.0.14", "dist/embed-amd.js"),
+    }
     for end, (package, version, member) in wanted.items():
         archive = folder / f"{package.strip('@').replace('/', '-')}-{version}.tgz"
         if not archive.exists():
-            done = subprocess.run(["npm", "pack", f"{package}@{version}"], cwd=folder, capture_output=True, text=True)
+            done = subprocess.run(
+                ["npm", "pack", f"{package}@{version}"], cwd=folder, capture_output=True, text=True
+            )
             if done.returncode:
-                pytest.skip(f"npm cannot fetch {package} {version}: {done.stderr.strip().splitlines()[-1]}")
+                pytest.skip(
+                    f"npm cannot fetch {package} {version}: {done.stderr.strip().splitlines()[-1]}"
+                )
         with tarfile.open(archive) as packed:
             (folder / end).write_bytes(packed.extractfile(f"package/{member}").read())
     return {end: folder / end for end in wanted}
@@ -310,13 +380,17 @@ def exported(browser, javascript, grids, tmp_path_factory):
 
     def serve(route):
         end = route.request.url.split("/")[-1].split("?")[0]
-        end = next((known for known in javascript if known.removesuffix(".js") == end.removesuffix(".js")), None)
+        end = next(
+            (known for known in javascript if known.removesuffix(".js") == end.removesuffix(".js")),
+            None,
+        )
         if route.request.url.startswith("file:"):
             route.continue_()
         elif end:
             route.fulfill(path=javascript[end])
         else:
             route.abort()
+
     page.route("**/*", serve)
     page.goto(index.as_uri())
     yield page
@@ -324,14 +398,19 @@ def exported(browser, javascript, grids, tmp_path_factory):
 
 
 def test_the_exported_slider_works_without_a_kernel(exported, grids):
-    radii = sorted({cell["config"]["radius"] for cell in judging.read("goldilocks", folder=grids)["cells"]})
+    radii = sorted(
+        {cell["config"]["radius"] for cell in store.read("goldilocks", folder=grids)["cells"]}
+    )
     exported.get_by_role("link", name=re.compile("Explorer")).click()
     radius = exported.locator(".widget-slider").filter(has_text="R (norm of θ)")
     radius.locator(".noUi-handle").wait_for()
     pictures = exported.locator("img[alt*='is marked'] >> visible=true")
     press_key(radius, "Home", f"{radii[0]:g}")
     assert f"R = {radii[0]:g} is marked" in pictures.last.get_attribute("alt")
-    assert exported.get_by_text("<script>window.ran").first.is_visible() and exported.evaluate("window.ran") is None
+    assert (
+        exported.get_by_text("<script>window.ran").first.is_visible()
+        and exported.evaluate("window.ran") is None
+    )
     press_key(radius, "ArrowRight", f"{radii[1]:g}")
     exported.locator(f"img[alt*='R = {radii[1]:g} is marked'] >> visible=true").wait_for()
     assert pictures.count() == 1
@@ -339,4 +418,6 @@ def test_the_exported_slider_works_without_a_kernel(exported, grids):
         exported.set_viewport_size({"width": width, "height": height})
         radius.evaluate("e => e.scrollIntoView({block: 'start'})")
         exported.screenshot(path=SCREENS / f"exported-{size}.png")
-    assert exported.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert exported.evaluate(
+        "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+    )

@@ -1,0 +1,1 @@
+"""One module per experiment notebook, the store of sweeps, the organisms."""
