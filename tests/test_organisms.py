@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import __main__ as command_line
-from helpers import models
-from helpers.models import SHA256, ModelError, load, prompts
+from helpers.models import DEFAULT, PACKAGED, ModelError, load, loading, prompts
 from helpers.studies import organism_recipes as recipes
 from helpers.studies import organisms
 from helpers.studies.arithmetic import Problem, problems, worked
@@ -41,7 +40,7 @@ TINY = Recipe("Says yes.", _texts, _measured, ("everyday",), steps=2, batch_size
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
     """A data folder of the test's own, for organisms and their loading; the recipe "tiny" exists."""
-    monkeypatch.setattr(models, "DATA", tmp_path)
+    monkeypatch.setattr(loading, "DATA", tmp_path)
     monkeypatch.setattr(organisms, "FOLDER", tmp_path / "organisms")
     monkeypatch.setitem(RECIPES, "tiny", TINY)
     return tmp_path / "organisms"
@@ -356,7 +355,7 @@ def test_committed_cards_fit_the_committed_files(name):
         card["adapter_hash"] == hashlib.sha256(adapter.read_bytes()).hexdigest()
         and adapter.stat().st_size <= 6e6
     )
-    assert card["base_hash"] == SHA256 and card["name"] == name
+    assert card["base_hash"] == PACKAGED[DEFAULT].sha256 and card["name"] == name
     for file, digest in card["data"].items():
         now = hashlib.sha256((prompts.FOLDER / file).read_bytes()).hexdigest()
         assert now == digest, f"{file} has changed: train {name} again"

@@ -14,7 +14,7 @@ import torch
 
 from .. import ledger
 from ..metrics.fluency import FluentRange
-from ..residual.geometry import check_radii
+from ..residual import check_radii
 from ..residual.span import LayerSpan
 from ..steering import SteeringVectors
 from ..studies import goldilocks

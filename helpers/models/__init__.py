@@ -4,21 +4,11 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["prompts"],
     submod_attrs={
-        "loading": ["TINY", "DTYPES", "LanguageModel", "load", "random_weights_", "byte_tokenizer"],
-        "obtain": [
-            "DEFAULT",
-            "PACKAGE",
-            "WHEEL",
-            "MEMBER",
-            "SHA256",
-            "ModelError",
-            "cache_folder",
-            "default_folder",
-            "quiet",
-            "REASONS",
-            "why",
-            "brief",
-        ],
+        "language_model": ["LanguageModel"],
+        "loading": ["TINY", "DTYPES", "load", "random_weights_", "byte_tokenizer"],
+        "packaged": ["DEFAULT", "PACKAGED"],
+        "obtain": ["ModelError", "cache_folder", "packaged_folder", "quiet", "why", "brief"],
     },
 )

@@ -2,40 +2,15 @@
 
 import lazy_loader
 
+_SITES = "SITES ROLES resolve_layer select_tokens check_site edit_at read_at add_at"
+_PASSES = "forward_decoder positions_of hidden_of first_of"
+
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "geometry": [
-            "PARTS",
-            "normalise",
-            "degrees",
-            "push_angle",
-            "worst_angle",
-            "check_radii",
-            "input_norm",
-            "norm_parts",
-            "stream",
-            "token_masks",
-            "per_prompt",
-            "block_shares",
-            "turn",
-            "turn_grid",
-            "first_share",
-        ],
         "memory": ["free_memory", "is_out_of_memory", "in_parts"],
-        "sites": [
-            "SITES",
-            "ROLES",
-            "resolve_layer",
-            "select_tokens",
-            "forward_decoder",
-            "positions_of",
-            "hidden_of",
-            "first_of",
-            "check_site",
-            "add_at",
-            "read_at",
-        ],
+        "norms": ["normalise", "check_radii", "input_norm"],
+        "sites": [*_SITES.split(), *_PASSES.split()],
         "span": ["capture", "LayerSpan"],
     },
 )

@@ -5,7 +5,7 @@ import re
 
 from tqdm.auto import tqdm
 
-# What PyTorch's allocators say where they raise a plain RuntimeError: the CPU's, MPS's, cuBLAS' workspace
+# What PyTorch's allocators say in a plain RuntimeError: the CPU's, MPS's, cuBLAS' workspace
 _OUT = re.compile(
     r"out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED", re.I
 )
@@ -22,20 +22,20 @@ def free_memory(device) -> int:
     return psutil.virtual_memory().available
 
 
-def is_out_of_memory(error) -> bool:
-    """Is this exception a lack of memory, on whatever device? (PyTorch has an own type for CUDA alone.)"""
-    return (
-        isinstance(error, MemoryError)
-        or isinstance(error, RuntimeError)
-        and bool(type(error).__name__ == "OutOfMemoryError" or _OUT.search(str(error)))
-    )
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is this a lack of memory, on whatever device? (PyTorch has an own type for CUDA alone.)"""
+    if isinstance(error, RuntimeError):
+        return type(error).__name__ == "OutOfMemoryError" or bool(_OUT.search(str(error)))
+    return isinstance(error, MemoryError)
 
 
-def in_parts(run, rows, size, what="rows"):
-    """`run(part)` for consecutive parts of `rows` (a tensor or a list) of at most `size`: (list of results, size that fitted).
+def in_parts(run, rows, size: int, what: str = "rows") -> tuple[list, int]:
+    """`run(part)` for consecutive parts of `rows` (a tensor or a list) of at most `size`: the
+    results, and the size that fitted.
 
-    Where memory runs out the size is halved, which is said, and the part is done again; what was done is kept. `run`
-    must not have changed anything when it fails. Raises MemoryError where not even a part of 1 fits.
+    Where memory runs out the size is halved, which is said, and the part is done again; what was
+    done is kept. `run` must not have changed anything when it fails. Raises MemoryError where not
+    even a part of 1 fits.
     """
     done, start = [], 0
     while start < len(rows):
@@ -46,19 +46,13 @@ def in_parts(run, rows, size, what="rows"):
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            short = (
-                str(error).strip().splitlines()[0][:120]
-                if str(error).strip()
-                else type(error).__name__
-            )
-        if (
-            short is not None
-        ):  # past the except clause: its traceback held the tensors of the failed part
+            short = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        if short is not None:  # here, because `error` held the tensors of the failed part
             size = min(size, len(rows) - start)
             if size == 1:
                 raise MemoryError(
-                    f"Out of memory with 1 of the {what} at a time ({short}): use shorter or fewer prompts, layers "
-                    "closer together, or a smaller dtype."
+                    f"Out of memory with 1 of the {what} at a time ({short}): use shorter or fewer "
+                    "prompts, layers closer together, or a smaller dtype."
                 )
             size //= 2
             _free_cached()

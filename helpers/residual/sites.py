@@ -1,25 +1,28 @@
-"""Where a model is read and added to: layers, tokens, and the four sites of a block.
+"""Where a model is read and edited: layers, tokens, and the five sites of a block.
 
-Layers are 0-based, negative ones count from the end. No architecture is special-cased: a block's parts are found by what they compute.
+Layers are 0-based, negative ones count from the end. No architecture is special-cased: a block's
+parts are found by what they compute.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from numbers import Integral
 from weakref import WeakKeyDictionary
 
 import torch
 
-SITES = ("resid_pre", "resid_mid", "mlp_out", "resid_post")
+SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "resid_post")
 ROLES = ("all", "all_but_first", "last")
 
 
-# ---------------------------------------------------------------------------------------------- layers and tokens
+# ---------------------------------------- layers and tokens
 def resolve_layer(lm, layer, name="layer") -> int:
     """The 0-based index of a block of `lm`; a ValueError names the allowed range."""
     n = lm.n_layers
     if isinstance(layer, bool) or not isinstance(layer, Integral) or not -n <= layer < n:
         raise ValueError(
-            f"{name} {layer!r} is outside the model: it has {n} blocks, so use 0 … {n - 1} or {-n} … -1."
+            f"{name} {layer!r} is outside the model: it has {n} blocks, so use 0 … {n - 1} or "
+            f"{-n} … -1."
         )
     return int(layer) % n
 
@@ -27,13 +30,15 @@ def resolve_layer(lm, layer, name="layer") -> int:
 def select_tokens(spec, attention_mask, name="positions") -> torch.Tensor:
     """Bool mask [n_prompts, n_tokens] of the tokens that `spec` names in padded prompts.
 
-    `spec` is a role ("all", "all_but_first", "last"), a slice, or a list of ints. Positions count from each prompt's own
-    first token, negative ones from its end; padding is never selected. Naming a token that is not there is a ValueError.
+    `spec` is a role ("all", "all_but_first", "last"), a slice, or a list of ints. Positions count
+    from each prompt's own first token, negative ones from its end; padding is never selected.
+    Naming a token that is not there is a ValueError.
     """
     if isinstance(spec, str):
         if spec not in ROLES:
             raise ValueError(
-                f"{name} {spec!r} is not a role: use one of {', '.join(ROLES)}, a slice or a list of positions."
+                f"{name} {spec!r} is not a role: use one of {', '.join(ROLES)}, a slice or a list "
+                "of positions."
             )
         spec = {"all": slice(None), "all_but_first": slice(1, None), "last": [-1]}[spec]
     elif isinstance(spec, int):
@@ -72,28 +77,171 @@ def positions_of(attention_mask):
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
-# ---------------------------------------------------------------------------------------------- sites
-def hidden_of(args, kwargs):
+# ---------------------------------------- sites
+def check_site(site: str):
+    if site not in SITES:
+        raise ValueError(f"site {site!r} is unknown: use one of {', '.join(SITES)}.")
+
+
+def hidden_of(args, kwargs) -> torch.Tensor:
+    """The hidden states among the arguments of a block or of one of its parts."""
     return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-
-
-def _replace_hidden(args, kwargs, hidden):
-    if "hidden_states" in kwargs:
-        return args, {**kwargs, "hidden_states": hidden}
-    return (hidden, *args[1:]), kwargs
 
 
 def first_of(output):
     return output[0] if isinstance(output, tuple) else output
 
 
-def _mlp(lm, layer):
-    mlp = getattr(lm.blocks[layer], "mlp", None)
-    if mlp is None:
-        raise ValueError(
-            f"site 'mlp_out' does not exist in {type(lm.blocks[layer]).__name__}: it has no module named mlp."
-        )
-    return mlp
+@contextmanager
+def edit_at(lm, layer: int, site: str, f: Callable[[torch.Tensor], torch.Tensor]):
+    """While inside, the value `hidden` [batch, n_tokens, d_model] at a site is `f(hidden)`."""
+    if site != "resid_mid":
+        with _hooked(lm, layer, site, f):
+            yield
+        return
+    # resid_mid feeds both the MLP's norm and the skip connection: the norm's input is replaced,
+    # and the block's output gets the difference
+    change = {}
+
+    def edit(hidden):
+        new = f(hidden)
+        change["mid"] = new - hidden
+        return new
+
+    with (
+        _hooked(lm, layer, "resid_mid", edit),
+        _hooked(lm, layer, "resid_post", lambda hidden: hidden + change.pop("mid")),
+    ):
+        yield
+
+
+@contextmanager
+def read_at(lm, layer: int, site: str, store: dict, key):
+    """While inside, a forward pass leaves the site's value [batch, n_tokens, d_model] in
+    `store[key]`."""
+
+    def keep(hidden):
+        store[key] = hidden
+
+    with _hooked(lm, layer, site, keep):
+        yield
+
+
+@contextmanager
+def add_at(lm, layer, site, offset):
+    """`edit_at` with `hidden + offset(hidden)`: until steering uses `edit_at`."""
+    with edit_at(lm, layer, site, lambda hidden: hidden + offset(hidden)):
+        yield
+
+
+@contextmanager
+def _hooked(lm, layer, site, f):
+    """While inside, `f` sees the value at a site; what it returns, unless None, takes its place."""
+    check_site(site)
+
+    def on_input(module, args, kwargs):
+        new = f(hidden_of(args, kwargs))
+        if new is None:
+            return None
+        if "hidden_states" in kwargs:
+            return args, {**kwargs, "hidden_states": new}
+        return (new, *args[1:]), kwargs
+
+    def on_output(module, args, output):
+        new = f(first_of(output))
+        return (new, *output[1:]) if isinstance(output, tuple) and new is not None else new
+
+    module = lm.blocks[layer] if site in ("resid_pre", "resid_post") else _part(lm, layer, site)
+    if site in ("resid_pre", "resid_mid"):
+        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(on_output)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# ---------------------------------------- a block's parts
+_found = WeakKeyDictionary()  # block → {site: name of the part, or None}: looked for once
+_MISSING = {
+    "resid_mid": "its attention and MLP read the residual in parallel, so there is nothing between "
+    "them; use resid_pre, mlp_out or resid_post",
+    "attn_out": "what its attention adds to the residual is the output of none of its parts; use "
+    "resid_pre or resid_post",
+    "mlp_out": "it has no module named mlp",
+}
+
+
+def _part(lm, layer, site) -> torch.nn.Module:
+    """The part of a block that resid_mid goes into, or that attn_out or mlp_out comes out of."""
+    block = lm.blocks[layer]
+    found = _found.setdefault(block, {"mlp_out": "mlp" if hasattr(block, "mlp") else None})
+    if site not in found:
+        probe = _probe(lm, block)
+        found["resid_mid"], found["attn_out"] = _mid_name(*probe), _attention_name(*probe)
+    if found[site] is None:
+        kind = type(block).__name__
+        raise ValueError(f"site {site!r} does not exist in {kind}: {_MISSING[site]}.")
+    return block.get_submodule(found[site])
+
+
+def _probe(lm, block):
+    """A forward pass of 8 tokens: the block's input and output, and (name, input, output) of each
+    call of its parts. In the second row the last token but one goes into the block changed."""
+    calls, ends = [], {}
+    names = {child: name for name, child in block.named_children()}
+
+    def nudge(module, args, kwargs):
+        hidden_of(args, kwargs)[1, -2] += 1
+
+    def keep(module, args, kwargs, output):
+        if torch.is_tensor(args[0] if args else kwargs.get("hidden_states")):
+            x, out = hidden_of(args, kwargs), first_of(output)  # copied: Falcon adds in place
+            calls.append((names[module], x.clone(), out.clone()))
+
+    def keep_block(module, args, kwargs, output):
+        ends["in"], ends["out"] = hidden_of(args, kwargs), first_of(output)
+
+    ids = torch.arange(8, device=lm.device).repeat(2, 1)
+    with _without_hooks(lm.model), ExitStack() as stack, torch.no_grad():
+        stack.callback(block.register_forward_pre_hook(nudge, with_kwargs=True).remove)
+        for child in names:
+            stack.callback(child.register_forward_hook(keep, with_kwargs=True).remove)
+        stack.callback(block.register_forward_hook(keep_block, with_kwargs=True).remove)
+        forward_decoder(lm, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    return ends["in"], ends["out"], calls
+
+
+def _mid_name(start, end, calls) -> str | None:
+    """The first part whose input x is not the block's input and for which x + (a later part's
+    output) = the block's output."""
+    for i, (name, x, _) in enumerate(calls):
+        if x.shape == start.shape and not torch.equal(x, start):
+            if any(_is_sum(end, x, out) for _, _, out in calls[i:]):
+                return name
+    return None
+
+
+def _attention_name(start, end, calls) -> str | None:
+    """The first part in which a token sees the one before it and whose output, added to the block's
+    input, is the input of a later part or, with another part's output, the block's output."""
+    for i, (name, _, a) in enumerate(calls):
+        if a.shape != start.shape or torch.equal(a[0, -1], a[1, -1]):
+            continue
+        sequential = any(_is_sum(x, start, a) for _, x, _ in calls[i + 1 :])
+        if sequential or any(_is_sum(end, start, a, out) for _, _, out in calls):
+            return name
+    return None
+
+
+def _is_sum(total, *parts) -> bool:
+    """Do the parts add up to the total, but for the rounding of their dtype?"""
+    if any(part.numel() != total.numel() for part in parts):
+        return False
+    terms = torch.stack([part.flatten().double() for part in parts])
+    allowed = 4 * torch.finfo(total.dtype).eps * terms.abs().sum(0)
+    return bool(((terms.sum(0) - total.flatten()).abs() <= allowed).all())
 
 
 @contextmanager
@@ -107,108 +255,3 @@ def _without_hooks(model):
     finally:
         for module, hooks, pre_hooks in kept:
             module._forward_hooks, module._forward_pre_hooks = hooks, pre_hooks
-
-
-_mid_names = WeakKeyDictionary()  # block → the child's name: looked for once, by a forward pass
-
-
-def _mid_module(lm, layer):
-    """The module of a block whose input is the residual between attention and MLP."""
-    block = lm.blocks[layer]
-    if block not in _mid_names:
-        _mid_names[block] = _find_mid(lm, block)
-    return block.get_submodule(_mid_names[block])
-
-
-def _find_mid(lm, block):
-    """Found by arithmetic, not by name: the first child whose input x is not the block's input and for which
-    x + (a later child's output) = the block's output."""
-    calls, ends = [], {}
-    with _without_hooks(lm.model), ExitStack() as stack:
-
-        def keep(module, args, kwargs, output):
-            if torch.is_tensor(args[0] if args else kwargs.get("hidden_states")):
-                calls.append((names[module], hidden_of(args, kwargs), first_of(output)))
-
-        def keep_block(module, args, kwargs, output):
-            ends["in"], ends["out"] = hidden_of(args, kwargs), first_of(output)
-
-        names = {child: name for name, child in block.named_children()}
-        for child in names:
-            stack.callback(child.register_forward_hook(keep, with_kwargs=True).remove)
-        stack.callback(block.register_forward_hook(keep_block, with_kwargs=True).remove)
-        ids = torch.arange(8, device=lm.device)[None]
-        with torch.no_grad():
-            forward_decoder(lm, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    near = lambda a, b: torch.allclose(
-        a.float(), b.float(), rtol=1e-2, atol=1e-3 * b.float().abs().mean().item()
-    )  # noqa: E731
-    for i, (name, x, _) in enumerate(calls):
-        if x.shape == ends["in"].shape and not torch.equal(x, ends["in"]):
-            if any(out.shape == x.shape and near(x + out, ends["out"]) for _, _, out in calls[i:]):
-                return name
-    raise ValueError(
-        f"site 'resid_mid' does not exist in {type(block).__name__}: its attention and MLP read the residual in "
-        "parallel, so there is nothing between them; use resid_pre, mlp_out or resid_post."
-    )
-
-
-def check_site(site):
-    if site not in SITES:
-        raise ValueError(f"site {site!r} is unknown: use one of {', '.join(SITES)}.")
-
-
-@contextmanager
-def add_at(lm, layer, site, offset):
-    """While inside, `offset(hidden)` (a tensor that broadcasts to hidden [batch, tokens, d_model]) is added at one site."""
-    check_site(site)
-
-    def add_in(module, args, kwargs):
-        hidden = hidden_of(args, kwargs)
-        return _replace_hidden(args, kwargs, hidden + offset(hidden))
-
-    def add_out(module, args, output):
-        hidden = first_of(output)
-        new = hidden + offset(hidden)
-        return (new, *output[1:]) if isinstance(output, tuple) else new
-
-    block = lm.blocks[layer]
-    with ExitStack() as stack:
-        if site == "resid_pre":
-            stack.callback(block.register_forward_pre_hook(add_in, with_kwargs=True).remove)
-        elif site == "mlp_out":
-            stack.callback(_mlp(lm, layer).register_forward_hook(add_out).remove)
-        else:
-            # resid_mid feeds both the MLP's norm and the skip connection: add to the norm's input and to the block's output
-            if site == "resid_mid":
-                stack.callback(
-                    _mid_module(lm, layer)
-                    .register_forward_pre_hook(add_in, with_kwargs=True)
-                    .remove
-                )
-            stack.callback(block.register_forward_hook(add_out).remove)
-        yield
-
-
-@contextmanager
-def read_at(lm, layer, site, store, key):
-    """While inside, every forward pass leaves the site's value [batch, tokens, d_model] in `store[key]`."""
-    check_site(site)
-
-    def keep_in(module, args, kwargs):
-        store[key] = hidden_of(args, kwargs)
-
-    def keep_out(module, args, output):
-        store[key] = first_of(output)
-
-    if site in ("resid_pre", "resid_mid"):
-        module = lm.blocks[layer] if site == "resid_pre" else _mid_module(lm, layer)
-        handle = module.register_forward_pre_hook(keep_in, with_kwargs=True)
-    else:
-        handle = (_mlp(lm, layer) if site == "mlp_out" else lm.blocks[layer]).register_forward_hook(
-            keep_out
-        )
-    try:
-        yield
-    finally:
-        handle.remove()

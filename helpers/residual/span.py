@@ -1,8 +1,8 @@
 """Read the residual stream, and run only the blocks between two layers.
 
-Convention: `resid_post[k]` is the output of block k; layers are 0-based, negative ones count from the end. No architecture
-is special-cased: the arguments each block needs (masks, rotary embeddings, positions) are recorded from one real forward
-pass and replayed.
+Convention: `resid_post[k]` is the output of block k; layers are 0-based, negative ones count from
+the end. No architecture is special-cased: the arguments each block needs (masks, rotary embeddings,
+positions) are recorded from one real forward pass and replayed.
 """
 
 from contextlib import ExitStack, suppress
@@ -12,14 +12,14 @@ import torch
 
 from .memory import free_memory, in_parts
 from .sites import (
-    add_at,
     check_site,
+    edit_at,
     first_of,
     forward_decoder,
     read_at,
     resolve_layer,
     select_tokens,
-)  # noqa: F401
+)
 
 
 class _Enough(Exception):
@@ -27,18 +27,16 @@ class _Enough(Exception):
 
 
 @torch.no_grad()
-def capture(lm, prompts, layers=None, site="resid_post") -> torch.Tensor:
-    """The residual stream [n_layers, n_prompts, n_tokens, d_model] in fp32 at `site` of `layers` (all of them by default).
+def capture(lm, prompts, layers=None, site: str = "resid_post") -> torch.Tensor:
+    """The residual stream [n_layers, n_prompts, n_tokens, d_model] in fp32 at `site` of `layers`
+    (all of them by default).
 
     Prompts are left-padded; padding is NaN, so that a mean over it cannot pass unnoticed.
     """
-    layers = (
-        range(lm.n_layers)
-        if layers is None
-        else [layers]
-        if isinstance(layers, Integral)
-        else layers
-    )
+    if layers is None:
+        layers = range(lm.n_layers)
+    elif isinstance(layers, Integral):
+        layers = [layers]
     layers, store = [resolve_layer(lm, k) for k in layers], {}
     encoded = lm.encode(prompts)
 
@@ -48,24 +46,22 @@ def capture(lm, prompts, layers=None, site="resid_post") -> torch.Tensor:
     with ExitStack() as stack:
         for k in layers:
             stack.enter_context(read_at(lm, k, site, store, k))
-        stack.enter_context(suppress(_Enough))
-        stack.callback(
-            lm.blocks[max(layers)].register_forward_hook(stop).remove
-        )  # the blocks after it are not needed
+        stack.enter_context(suppress(_Enough))  # the blocks after the last one are not needed
+        stack.callback(lm.blocks[max(layers)].register_forward_hook(stop).remove)
         forward_decoder(lm, encoded)
     out = torch.stack([store[k].float() for k in layers])
     return out.masked_fill(~encoded["attention_mask"].bool()[None, :, :, None], float("nan"))
 
 
-# ---------------------------------------------------------------------------------------------- the layer span
 class LayerSpan:
-    """The blocks between a source and one or several target layers, ready to be run for many vectors at once.
+    """The blocks between a source and one or several target layers, to be run for many vectors.
 
-    The clean residuals at both ends are computed once; each call of `delta` runs only the blocks in between, from the cached
-    source residual plus θ, for all vectors in one batch. `target_layers`: an int or a list. `target_positions`,
-    `steered_positions`: a role, a slice or a list (see `select_tokens`). `site`: where θ is added, one of SITES.
-    `memory_budget` bytes bound the activations kept for the gradient (None: half of what is free, on a CPU at most 1 GB); they
-    set `chunk`, the vectors in one gradient step, which is halved where memory runs out nevertheless.
+    The clean residuals at both ends are computed once; each call of `delta` runs only the blocks in
+    between, from the cached source residual plus θ, for all vectors in one batch. `target_layers`:
+    an int or a list. `target_positions`, `steered_positions`: a role, a slice or a list (see
+    `select_tokens`). `site`: where θ is added, one of SITES. `memory_budget` bytes bound the
+    activations kept for the gradient (None: half of what is free, on a CPU at most 1 GB); they set
+    `chunk`, the vectors in one gradient step, which is halved where memory runs out nevertheless.
     """
 
     def __init__(
@@ -84,90 +80,78 @@ class LayerSpan:
         self.prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         self.source_layer = resolve_layer(lm, source_layer, "source_layer")
         self.single = isinstance(target_layers, Integral)
-        self.target_layers = [
-            resolve_layer(lm, t, "target_layer")
-            for t in ([target_layers] if self.single else target_layers)
-        ]
-        if not self.target_layers or min(self.target_layers) <= self.source_layer:
-            last = lm.n_layers - 1
-            raise ValueError(
-                f"target_layers {target_layers!r} must come after source_layer {self.source_layer}: "
-                + (
-                    f"use {self.source_layer + 1} … {last}."
-                    if self.source_layer < last
-                    else f"that is the last block, so use a source_layer of 0 … {last - 1}."
-                )
-            )
+        self.target_layers = self._resolved([target_layers] if self.single else target_layers)
         encoded = lm.encode(self.prompts)
-        self.n_prompts, self.n_tokens = encoded["input_ids"].shape
-        self.steered = select_tokens(
-            steered_positions, encoded["attention_mask"], "steered_positions"
-        )
-        self._set_targets(
-            select_tokens(target_positions, encoded["attention_mask"], "target_positions")
-        )
+        mask = encoded["attention_mask"]
+        self.n_prompts, self.n_tokens = mask.shape
+        self.steered = select_tokens(steered_positions, mask, "steered_positions")
+        self._set_targets(select_tokens(target_positions, mask, "target_positions"))
         self.first = self.source_layer + (site == "resid_post")  # the first block that is run again
         self._record(encoded)
         self.chunk = 2  # until the self-check has measured what one vector keeps
         self.bytes_per_vector = self._self_check()
         self.chunk = self._chunk(memory_budget)
 
+    def _resolved(self, target_layers):
+        found = [resolve_layer(self.lm, t, "target_layer") for t in target_layers]
+        source, last = self.source_layer, self.lm.n_layers - 1
+        if not found or min(found) <= source:
+            allowed = f"use {source + 1} … {last}."
+            if source == last:
+                allowed = f"that is the last block, so use a source_layer of 0 … {last - 1}."
+            asked = target_layers[0] if self.single else target_layers
+            raise ValueError(
+                f"target_layers {asked!r} must come after source_layer {source}: {allowed}"
+            )
+        return found
+
     def _set_targets(self, chosen):
-        """Token indices [n_prompts, n_positions] at the target; prompts with fewer tokens are padded on the left and masked."""
-        place = chosen * torch.arange(
-            1, chosen.shape[1] + 1, device=chosen.device
-        )  # 0, sorted to the front, where not chosen
+        """Token indices [n_prompts, n_positions] at the target; prompts with fewer tokens are
+        padded on the left and masked."""
+        place = chosen * torch.arange(1, chosen.shape[1] + 1, device=chosen.device)  # 0: not chosen
         place = place.sort(1).values[:, -int(chosen.sum(1).max()) :]
         self.target_index, self.target_mask = (place - 1).clamp(min=0), place > 0
 
     @torch.no_grad()
     def _record(self, encoded):
         self.calls, store = {}, {}
+
+        def keep(module, args, kwargs):
+            others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            self.calls[module] = args[1:], others
+
         with ExitStack() as stack:
-
-            def keep(module, args, kwargs):
-                self.calls[module] = (
-                    args[1:],
-                    {k: v for k, v in kwargs.items() if k != "hidden_states"},
-                )
-
-            for k in range(self.first, max(self.target_layers) + 1):
-                stack.callback(
-                    self.lm.blocks[k].register_forward_pre_hook(keep, with_kwargs=True).remove
-                )
+            for block in self._blocks():
+                stack.callback(block.register_forward_pre_hook(keep, with_kwargs=True).remove)
             stack.enter_context(read_at(self.lm, self.first, "resid_pre", store, "start"))
             stack.enter_context(read_at(self.lm, self.source_layer, self.site, store, "source"))
             for t in self.target_layers:
                 stack.enter_context(read_at(self.lm, t, "resid_post", store, t))
             forward_decoder(self.lm, encoded)
-        self.start = store[
-            "start"
-        ]  # [n_prompts, n_tokens, d_model], into the first block that is run again
+        self.start = store["start"]  # [n_prompts, n_tokens, d_model]
         self.clean_source = store["source"].float()
-        self.clean_target = self._pick(
-            torch.stack([store[t] for t in self.target_layers], 1)[None]
-        ).float()[0]
-        if self.single:
-            self.clean_target = self.clean_target[:, 0]
+        target = torch.stack([store[t] for t in self.target_layers], 1)
+        target = self._pick(target[None])[0].float()
+        self.clean_target = target[:, 0] if self.single else target
+
+    def _blocks(self):
+        return [self.lm.blocks[k] for k in range(self.first, max(self.target_layers) + 1)]
 
     def _pick(self, hidden):
-        """[n, n_prompts, n_layers, n_tokens, d] → [n, n_prompts, n_layers, n_positions, d], zero where a prompt has no such."""
-        index = self.target_index[None, :, None, :, None].expand(
-            hidden.shape[0], -1, hidden.shape[2], -1, hidden.shape[-1]
-        )
+        """[n, n_prompts, n_layers, n_tokens, d] → [n, n_prompts, n_layers, n_positions, d], zero
+        where a prompt has no such position."""
+        n, _, n_layers, _, d = hidden.shape
+        index = self.target_index[None, :, None, :, None].expand(n, -1, n_layers, -1, d)
         return hidden.gather(3, index).masked_fill(~self.target_mask[None, :, None, :, None], 0)
 
     def _repeat(self, value, n):
-        """A recorded argument for n copies of the prompts; with one prompt everything broadcasts by itself."""
+        """A recorded argument for n copies of the prompts; one prompt broadcasts by itself."""
         if torch.is_tensor(value):
             rows = value.shape[0] if value.ndim > 1 else 0
             heads = getattr(self.lm.model.config.get_text_config(), "num_attention_heads", 0)
-            if (
-                self.n_prompts > 1
-                and rows == self.n_prompts  # or a bias [n_prompts · heads, …], as Bloom's for ALiBi
-                or value.ndim == 3
-                and rows == self.n_prompts * heads
-            ):
+            per_prompt = self.n_prompts > 1 and rows == self.n_prompts
+            # a bias [n_prompts · heads, …], as Bloom's for ALiBi
+            if per_prompt or value.ndim == 3 and rows == self.n_prompts * heads:
                 return value.repeat(n, *[1] * (value.ndim - 1))
             return value
         if isinstance(value, (tuple, list)):
@@ -177,39 +161,39 @@ class LayerSpan:
         return value
 
     def _run(self, vectors):
-        """Target residuals [n, n_prompts, n_target_layers, n_positions, d_model] in fp32 for vectors [n, d_model]."""
+        """Target residuals [n, n_prompts, n_target_layers, n_positions, d_model] in fp32 for
+        vectors [n, d_model]."""
         n, d = vectors.shape
         hidden = self.start.repeat(n, 1, 1)
-        theta = (
-            (vectors[:, None, None] * self.steered[None, :, :, None])
-            .reshape(-1, self.n_tokens, d)
-            .to(hidden.dtype)
-        )
+        theta = vectors[:, None, None] * self.steered[None, :, :, None]
+        theta = theta.reshape(-1, self.n_tokens, d).to(hidden.dtype)
         outputs = {}
         with ExitStack() as stack:
             if self.site in ("resid_post", "resid_pre"):
                 hidden = hidden + theta
             else:
-                stack.enter_context(add_at(self.lm, self.source_layer, self.site, lambda h: theta))
-            for k in range(self.first, max(self.target_layers) + 1):
-                args, kwargs = self.calls[self.lm.blocks[k]]
-                hidden = first_of(
-                    self.lm.blocks[k](hidden, *self._repeat(args, n), **self._repeat(kwargs, n))
-                )
+                add = edit_at(self.lm, self.source_layer, self.site, lambda value: value + theta)
+                stack.enter_context(add)
+            for k, block in enumerate(self._blocks(), self.first):
+                args, kwargs = self.calls[block]
+                hidden = first_of(block(hidden, *self._repeat(args, n), **self._repeat(kwargs, n)))
                 if k in self.target_layers:
                     outputs[k] = hidden.view(n, self.n_prompts, self.n_tokens, d)
         return self._pick(torch.stack([outputs[t] for t in self.target_layers], 2)).float()
 
     def delta(self, vectors) -> torch.Tensor:
-        """The change at the target, steered − clean, for vectors [n_vectors, d_model] (a tensor or a SteeringVectors).
+        """The change at the target, steered − clean, for vectors [n_vectors, d_model] (a tensor or
+        a SteeringVectors).
 
-        Returns [n_vectors, n_prompts, n_positions, d_model] in fp32, differentiable in `vectors`; several target layers add
-        a dimension after n_prompts. Prompts with fewer target tokens than others have zeros in front (see `target_mask`).
+        Returns [n_vectors, n_prompts, n_positions, d_model] in fp32, differentiable in `vectors`;
+        several target layers add a dimension after n_prompts. Prompts with fewer target tokens than
+        others have zeros in front (see `target_mask`).
         """
         vectors = getattr(vectors, "tensor", vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.lm.d_model or not len(vectors):
             raise ValueError(
-                f"vectors of shape {list(vectors.shape)} do not fit: [n_vectors, {self.lm.d_model}] is needed."
+                f"vectors of shape {list(vectors.shape)} do not fit: "
+                f"[n_vectors, {self.lm.d_model}] is needed."
             )
         vectors = vectors.to(self.start.device, torch.float32)
         if vectors.requires_grad:
@@ -220,39 +204,33 @@ class LayerSpan:
         return (out[:, :, 0] if self.single else out) - self.clean_target
 
     def _self_check(self):
-        """θ = 0 must give the clean target back (replayed arguments, batching); returns the bytes kept per vector."""
+        """θ = 0 must give the clean target back; returns the bytes kept per vector."""
         kept, weights = 0, {p.data_ptr() for p in self.lm.model.parameters()}
 
-        def pack(x):
+        def count(x):  # counted, not kept: no backward follows
             nonlocal kept
-            kept += (
-                0 if x.data_ptr() in weights else x.numel() * x.element_size()
-            )  # counted, not kept: no backward follows
+            kept += 0 if x.data_ptr() in weights else x.numel() * x.element_size()
 
-        with (
-            torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed),
-        ):
+        saved = torch.autograd.graph.saved_tensors_hooks(count, lambda packed: packed)
+        with torch.enable_grad(), saved:
             zero = torch.zeros(2, self.lm.d_model, device=self.start.device, requires_grad=True)
             off = self.delta(zero).detach().abs().max().item()
         half = self.start.dtype in (torch.bfloat16, torch.float16)
         allowed = (0.1 if half else 1e-3) * (1 + self.clean_target.abs().max().item())
         if not off <= allowed:
             raise RuntimeError(
-                f"the layer span of {self.lm.name} does not reproduce its own forward pass (off by {off:.3g} with "
-                "θ = 0): this architecture needs block arguments that cannot be replayed."
+                f"the layer span of {self.lm.name} does not reproduce its own forward pass (off by "
+                f"{off:.3g} with θ = 0): this architecture needs block arguments that cannot be "
+                "replayed."
             )
         return max(kept // 2, 1)
 
     def _chunk(self, budget):
+        cuda = self.start.device.type == "cuda"
         if budget is None:
             budget = max(1, free_memory(self.start.device) // 2)
-            budget = budget if self.start.device.type == "cuda" else min(budget, 10**9)
+            budget = budget if cuda else min(budget, 10**9)
         if budget <= 0:
             raise ValueError(f"memory_budget {budget} is not a number of bytes above 0.")
-        most = (
-            512
-            if self.start.device.type == "cuda"
-            else max(1, 8 * 40 // (self.n_prompts * self.n_tokens))
-        )
+        most = 512 if cuda else max(1, 8 * 40 // (self.n_prompts * self.n_tokens))
         return max(1, min(int(budget // self.bytes_per_vector), most))

@@ -16,7 +16,7 @@ from ..metrics import behaviours, fluency, measures
 from ..models import prompts
 from ..models.loading import load
 from ..models.obtain import DEFAULT
-from ..residual.geometry import normalise
+from ..residual import normalise
 from ..residual.span import LayerSpan, capture
 from ..steering import SteeringVectors, steer
 from ..training.optimisers import learned_and_start

@@ -19,7 +19,7 @@ from ..metrics.fluency import distinct2
 from ..metrics.statistics import _ranks
 from ..models.loading import load
 from ..models.obtain import DEFAULT
-from ..residual.geometry import normalise
+from ..residual import normalise
 from ..residual.span import LayerSpan, capture
 from ..training.optimisers import random_vectors, train
 from . import arithmetic, stored, sweeps

@@ -18,7 +18,7 @@ from ..metrics import measures
 from ..models import prompts
 from ..models.loading import load
 from ..models.obtain import DEFAULT
-from ..residual.geometry import check_radii, input_norm
+from ..residual import check_radii, input_norm
 from ..residual.sites import resolve_layer
 from ..residual.span import LayerSpan, capture
 from ..steering import SteeringVectors, steer

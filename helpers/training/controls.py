@@ -3,7 +3,7 @@
 import torch
 
 from ..models import prompts
-from ..residual.geometry import check_radii, normalise
+from ..residual import check_radii, normalise
 from ..residual.span import capture
 from ..steering import SteeringVectors
 

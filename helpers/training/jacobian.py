@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from ..residual.geometry import check_radii, normalise
+from ..residual import check_radii, normalise
 
 
 # ---------------------------------------------------------------------------------------------- the rule for R

@@ -10,7 +10,7 @@ from numbers import Integral
 import torch
 from tqdm.auto import tqdm
 
-from ..residual.geometry import normalise
+from ..residual import normalise
 from ..residual.memory import in_parts
 from ..steering import SteeringVectors
 

@@ -13,7 +13,7 @@ import transformers
 
 from ..ledger import build_folder, write_atomically
 from ..models.loading import load
-from ..residual.geometry import normalise
+from ..residual import normalise
 from ..residual.span import LayerSpan
 from ..steering import steer
 from ..training.optimisers import random_vectors, train, value, value_and_grad

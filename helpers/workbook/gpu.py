@@ -13,7 +13,7 @@ import torch
 from ..ledger import write_atomically
 from ..models.loading import load
 from ..models.obtain import DEFAULT
-from ..residual.geometry import normalise
+from ..residual import normalise
 from ..residual.span import LayerSpan
 from ..steering import SteeringVectors, steer
 from ..training.optimisers import train, value, value_and_grad
