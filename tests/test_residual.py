@@ -1,188 +1,97 @@
-"""helpers.residual: the layer span against full forward passes that an independent, plain hook has changed."""
-
-from contextlib import contextmanager
+"""helpers.residual: the layer span against full forward passes that an independent, plain hook has
+changed; the sites of every architecture; norms; memory."""
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import ARCHITECTURES, tiny_model
-from hypothesis import given, settings
+from conftest import ALL_ARCHITECTURES, ARCHITECTURES, tiny_model
+from hypothesis import given
 from hypothesis import strategies as st
+from reference import (  # noqa: F401
+    ATTENTION_OUT,
+    PARALLEL,
+    PROMPTS,
+    few,
+    ids_of,
+    no_hooks,
+    one_thread,
+    picked,
+    plain_add,
+    reference_delta,
+    run_plain,
+    some_vectors,
+)
 
-from helpers import residual
+from helpers.generation import complete
 from helpers.models import LanguageModel, random_weights_
-from helpers.residual import SITES, LayerSpan, capture, resolve_layer, select_tokens
+from helpers.residual import (
+    SITES,
+    LayerSpan,
+    capture,
+    check_radii,
+    edit_at,
+    free_memory,
+    in_parts,
+    input_norm,
+    is_out_of_memory,
+    resolve_layer,
+    select_tokens,
+)
+from helpers.residual import span as span_module
 from helpers.steering import SteeringVectors, steer
+from helpers.training import train, value, value_and_grad
 
-PROMPTS = ["A cat sat.", "How do I bake bread at home?", "Hm."]  # three lengths: padding matters
-PARALLEL = ("tiny-gpt_neox", "tiny-phi")  # attention and MLP side by side: nothing between them
-# Where attention's contribution to the residual leaves it, by name: adding there is adding to resid_mid.
-ATTENTION_OUT = {
-    "tiny-random": "self_attn.o_proj",
-    "tiny-llama": "self_attn.o_proj",
-    "tiny-qwen2": "self_attn.o_proj",
-    "tiny-mistral": "self_attn.o_proj",
-    "tiny-gemma3": "post_attention_layernorm",
-    "tiny-gpt2": "attn.c_proj",
-    "sequential": "attention.dense",
-}
-SPECS = [
-    "all",
-    "all_but_first",
-    "last",
-    slice(None),
-    slice(-3, None),
-    slice(1, -1),
-    slice(None, -2),
-    slice(0, None, 2),
-    [0, -1],
-    [2],
-    [-1, -3],
-    -2,
-    1,
-]
-few = settings(max_examples=20, deadline=None, derandomize=True)
+SPECS = ["all", "all_but_first", "last", slice(None), slice(-3, None), slice(1, -1)]
+SPECS += [slice(None, -2), slice(0, None, 2), [0, -1], [2], [-1, -3], -2, 1]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """With models this small a second thread only waits, ten times as long on a busy machine."""
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
-
-
-# --- the reference: one prompt at a time, whole model, a plain hook ---------------------------------------------------
-
-
-@contextmanager
-def plain_add(lm, layer, site, addend):
-    """Add `addend` [n_tokens, d_model] at a site, with the simplest hook there is; written without helpers.residual."""
-
-    def pre(module, args, kwargs):
-        if args:
-            return (args[0] + addend, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] + addend}
-
-    def post(module, args, output):
-        return output + addend
-
-    block = lm.blocks[layer]
-    if site == "resid_pre":
-        handle = block.register_forward_pre_hook(pre, with_kwargs=True)
-    elif site == "resid_post":
-        handle = block.register_forward_hook(post)
-    else:
-        handle = block.get_submodule(
-            "mlp" if site == "mlp_out" else ATTENTION_OUT[lm.name]
-        ).register_forward_hook(post)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def run_plain(lm, ids):
-    """Logits [n_tokens, vocabulary] and every block's output [n_layers, n_tokens, d_model] for one unpadded prompt."""
-    outputs = []
-    handles = [
-        b.register_forward_hook(lambda module, args, out: outputs.append(out[0].clone()))
-        for b in lm.blocks
-    ]
-    try:
-        with torch.no_grad():
-            logits = lm.model(input_ids=torch.as_tensor(ids)[None], use_cache=False).logits[0]
-    finally:
-        for handle in handles:
-            handle.remove()
-    return logits, torch.stack(outputs)
-
-
-def ids_of(lm, prompt):
-    return lm.encode(prompt)["input_ids"][0].tolist()
-
-
-def picked(spec, length):
-    """The positions that a spec names in a prompt of this length, in the plainest way."""
-    if isinstance(spec, str):
-        spec = {"all": slice(None), "all_but_first": slice(1, None), "last": slice(-1, None)}[spec]
-    everything = list(range(length))
-    if isinstance(spec, slice):
-        return everything[spec]
-    return sorted({everything[i] for i in ([spec] if isinstance(spec, int) else spec)})
-
-
-def reference_delta(
-    lm, prompt, source, target, vector, site="resid_post", steered="all", positions="all"
-):
-    """Steered − clean [n_positions, d_model] at block `target`'s output, from two full forward passes of this prompt alone."""
-    ids = ids_of(lm, prompt)
-    addend = torch.zeros(len(ids), lm.d_model)
-    addend[picked(steered, len(ids))] = vector
-    clean = run_plain(lm, ids)[1][target]
-    with plain_add(lm, source, site, addend.to(clean.dtype)):
-        changed = run_plain(lm, ids)[1][target]
-    return (changed.float() - clean.float())[picked(positions, len(ids))]
-
-
-def some_vectors(lm, n=3, norm=3.0, seed=0):
-    return norm * torch.nn.functional.normalize(
-        torch.randn(n, lm.d_model, generator=torch.Generator().manual_seed(seed)), dim=-1
-    )
+def sites_of(lm):
+    return [site for site in SITES if not (site == "resid_mid" and lm.name in PARALLEL)]
 
 
 def assert_equals_reference(
-    lm, span, vectors, prompts, source, targets, site="resid_post", steered="all", positions="all"
+    lm, span, vectors, source, targets, site="resid_post", steered="all", positions="all"
 ):
     delta = span.delta(vectors)
     for v, vector in enumerate(vectors):
-        for p, prompt in enumerate(prompts):
+        for p, prompt in enumerate(span.prompts):
             for k, target in enumerate(targets):
-                expected = reference_delta(
+                ours = delta[v, p] if span.single else delta[v, p, k]
+                plain = reference_delta(
                     lm, prompt, source, target, vector, site, steered, positions
                 )
-                ours = delta[v, p] if span.single else delta[v, p, k]
-                torch.testing.assert_close(
-                    ours[len(ours) - len(expected) :], expected, atol=2e-4, rtol=1e-3
-                )
-                assert not ours[: len(ours) - len(expected)].any()  # filled up in front
+                filled = len(ours) - len(plain)  # up, in front
+                torch.testing.assert_close(ours[filled:], plain, atol=2e-4, rtol=1e-3)
+                assert not ours[:filled].any()
     return delta
 
 
-# --- span = full forward ----------------------------------------------------------------------------------------------
+# --- span = full forward --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["one prompt", "three lengths"])
 def test_span_is_the_full_forward_pass(architectures, site, prompts):
     lm = architectures
-    if site == "resid_mid" and lm.name in PARALLEL:
+    if site not in sites_of(lm):
         pytest.skip("refused by name, see below")
-    vectors = some_vectors(lm)
     span = LayerSpan(lm, prompts, 1, 3, site=site)
-    delta = assert_equals_reference(lm, span, vectors, prompts, 1, [3], site)
-    assert (
-        delta.shape == (3, len(prompts), max(len(ids_of(lm, p)) for p in prompts), lm.d_model)
-        and delta.dtype == torch.float32
-    )
-    assert (
-        delta.norm(dim=-1).max() > 0.5
-    )  # the vectors do something: the comparison is not of zeros
+    delta = assert_equals_reference(lm, span, some_vectors(lm), 1, [3], site)
+    longest = max(len(ids_of(lm, p)) for p in prompts)
+    assert delta.shape == (3, len(prompts), longest, lm.d_model) and delta.dtype == torch.float32
+    assert delta.norm(dim=-1).max() > 0.5  # the vectors do something: not zeros are compared
 
 
 @pytest.mark.parametrize("site", SITES)
 def test_several_target_layers_add_a_dimension(tiny, site):
-    vectors = some_vectors(tiny, 2)
-    span = LayerSpan(tiny, PROMPTS, -5, [4, -4, 5], target_positions=slice(-2, None), site=site)
+    vectors, last_two = some_vectors(tiny, 2), slice(-2, None)
+    span = LayerSpan(tiny, PROMPTS, -5, [4, -4, 5], last_two, site=site)
     delta = assert_equals_reference(
-        tiny, span, vectors, PROMPTS, 1, [4, 2, 5], site, positions=slice(-2, None)
+        tiny, span, vectors, 1, [4, 2, 5], site, positions=slice(-2, None)
     )
     assert delta.shape == (2, 3, 3, 2, tiny.d_model)
-    alone = LayerSpan(tiny, PROMPTS, 1, [4], target_positions=slice(-2, None), site=site).delta(
-        vectors
-    )
+    alone = LayerSpan(tiny, PROMPTS, 1, [4], last_two, site=site).delta(vectors)
     assert alone.shape == (2, 3, 1, 2, tiny.d_model)  # a list of one is still a list
     torch.testing.assert_close(alone[:, :, 0], delta[:, :, 0])
 
@@ -190,24 +99,10 @@ def test_several_target_layers_add_a_dimension(tiny, site):
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_target_and_steered_positions(tiny, spec):
     vectors = some_vectors(tiny, 2)
-    assert_equals_reference(
-        tiny,
-        LayerSpan(tiny, PROMPTS, 1, 4, target_positions=spec),
-        vectors,
-        PROMPTS,
-        1,
-        [4],
-        positions=spec,
-    )
-    assert_equals_reference(
-        tiny,
-        LayerSpan(tiny, PROMPTS, 1, 4, steered_positions=spec),
-        vectors,
-        PROMPTS,
-        1,
-        [4],
-        steered=spec,
-    )
+    span = LayerSpan(tiny, PROMPTS, 1, 4, target_positions=spec)
+    assert_equals_reference(tiny, span, vectors, 1, [4], positions=spec)
+    span = LayerSpan(tiny, PROMPTS, 1, 4, steered_positions=spec)
+    assert_equals_reference(tiny, span, vectors, 1, [4], steered=spec)
 
 
 @few
@@ -224,9 +119,7 @@ def test_any_combination_is_the_full_forward_pass(
 ):
     span = LayerSpan(tiny, PROMPTS, source, source + gap, positions, steered, site)
     vectors = some_vectors(tiny, 2, seed=seed)
-    assert_equals_reference(
-        tiny, span, vectors, PROMPTS, source, [source + gap], site, steered, positions
-    )
+    assert_equals_reference(tiny, span, vectors, source, [source + gap], site, steered, positions)
 
 
 @few
@@ -237,19 +130,19 @@ def test_any_combination_is_the_full_forward_pass(
 )
 def test_shorter_prompts_are_filled_up_in_front(tiny, start, stop, step):
     spec = slice(start, stop, step)
-    if not all(picked(spec, len(ids_of(tiny, p))) for p in PROMPTS):
+    counts = [len(picked(spec, len(ids_of(tiny, p)))) for p in PROMPTS]
+    if not all(counts):
         with pytest.raises(ValueError, match="selects no token"):
             LayerSpan(tiny, PROMPTS, 1, 2, target_positions=spec)
         return
     span = LayerSpan(tiny, PROMPTS, 1, 2, target_positions=spec)
-    counts = [len(picked(spec, len(ids_of(tiny, p)))) for p in PROMPTS]
     n = max(counts)
     assert span.target_mask.tolist() == [[False] * (n - c) + [True] * c for c in counts]
     assert not span.delta(some_vectors(tiny))[:, ~span.target_mask].any()
     assert not span.clean_target[~span.target_mask].any()
 
 
-# --- invariants -------------------------------------------------------------------------------------------------------
+# --- invariants -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -257,19 +150,16 @@ def test_batch_is_one_at_a_time(tiny, site):
     vectors = some_vectors(tiny, 5)
     span = LayerSpan(tiny, PROMPTS, 1, 4, site=site)
     together = span.delta(vectors)
-    torch.testing.assert_close(
-        together, torch.cat([span.delta(v[None]) for v in vectors]), atol=1e-5, rtol=1e-4
-    )
-    torch.testing.assert_close(
-        together, span.delta(SteeringVectors(vectors, 1, site)), atol=0, rtol=0
-    )
+    alone = torch.cat([span.delta(v[None]) for v in vectors])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    as_a_set = span.delta(SteeringVectors(vectors, 1, site))
+    torch.testing.assert_close(together, as_a_set, atol=0, rtol=0)
 
 
 def test_zero_changes_nothing(architectures):
-    for site in SITES:
-        if not (site == "resid_mid" and architectures.name in PARALLEL):
-            span = LayerSpan(architectures, PROMPTS, 0, [1, 3], site=site)
-            assert span.delta(torch.zeros(2, architectures.d_model)).abs().max() < 1e-5
+    for site in sites_of(architectures):
+        span = LayerSpan(architectures, PROMPTS, 0, [1, 3], site=site)
+        assert span.delta(torch.zeros(2, architectures.d_model)).abs().max() < 1e-5
 
 
 def test_injection_is_exact_at_the_source_and_nothing_earlier_changes(architectures):
@@ -288,22 +178,15 @@ def test_tokens_before_the_steered_one_do_not_change(architectures):
     span = LayerSpan(architectures, PROMPTS[1], 1, 3, steered_positions=[4])
     size = span.delta(some_vectors(architectures)).norm(dim=-1)[:, 0]
     assert size[:, :4].max() < 1e-5 and size[:, 4].min() > 0.5
-    if architectures.name not in (
-        "tiny-mistral",
-        "tiny-gemma3",
-    ):  # their attention window ends before
+    if architectures.name not in ("tiny-mistral", "tiny-gemma3"):  # whose window ends before
         assert size[:, -1].min() > 1e-3
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_adding_to_the_mlp_output_is_adding_to_the_block_output_only_where_nothing_comes_between(
-    architecture,
-):
+def test_mlp_output_is_block_output_only_where_nothing_comes_between(architecture):
     lm = tiny_model(architecture)
-    vectors = some_vectors(lm)
-    at_mlp, at_end = (
-        LayerSpan(lm, PROMPTS, 1, 3, site=site).delta(vectors) for site in ("mlp_out", "resid_post")
-    )
+    at_mlp = LayerSpan(lm, PROMPTS, 1, 3, site="mlp_out").delta(some_vectors(lm))
+    at_end = LayerSpan(lm, PROMPTS, 1, 3).delta(some_vectors(lm))
     if architecture == "gemma3":  # a norm after the MLP
         assert (at_mlp - at_end).norm() > 0.1 * at_end.norm()
     else:
@@ -312,29 +195,10 @@ def test_adding_to_the_mlp_output_is_adding_to_the_block_output_only_where_nothi
 
 def test_next_blocks_input_is_this_blocks_output(architectures):
     vectors = some_vectors(architectures)
-    one, other = (
-        LayerSpan(architectures, PROMPTS, 1, 3),
-        LayerSpan(architectures, PROMPTS, 2, 3, site="resid_pre"),
-    )
+    one = LayerSpan(architectures, PROMPTS, 1, 3)
+    other = LayerSpan(architectures, PROMPTS, 2, 3, site="resid_pre")
     torch.testing.assert_close(one.delta(vectors), other.delta(vectors), atol=0, rtol=0)
     assert torch.equal(one.clean_source, other.clean_source)
-
-
-def test_a_small_memory_budget_changes_nothing(tiny):
-    vectors = some_vectors(tiny, 9)
-    small, large = (
-        LayerSpan(tiny, PROMPTS, 1, 4, memory_budget=1),
-        LayerSpan(tiny, PROMPTS, 1, 4, memory_budget=2**40),
-    )
-    assert small.chunk == 1 < large.chunk
-    assert (
-        small.bytes_per_vector
-        == large.bytes_per_vector
-        > 4 * sum(len(ids_of(tiny, p)) for p in PROMPTS) * tiny.d_model
-    )
-    middle = LayerSpan(tiny, PROMPTS, 1, 4, memory_budget=2 * small.bytes_per_vector + 1)
-    assert middle.chunk == 2
-    torch.testing.assert_close(small.delta(vectors), large.delta(vectors), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt_neox"])
@@ -356,105 +220,122 @@ def test_half_precision(architecture):
 def test_gradient_is_that_of_finite_differences():
     lm = tiny_model("llama")
     lm.model.double()
-    span = LayerSpan(
-        lm, PROMPTS, 1, 3, target_positions=slice(-3, None), steered_positions="all_but_first"
-    )
+    span = LayerSpan(lm, PROMPTS, 1, 3, slice(-3, None), steered_positions="all_but_first")
     theta, step = some_vectors(lm, 2), 1e-2
     weights = torch.randn(span.clean_target.shape, generator=torch.Generator().manual_seed(1))
     score = lambda v: (span.delta(v) * weights).flatten(1).sum(1).double()  # noqa: E731
     asked = theta.clone().requires_grad_()
     gradient = torch.autograd.grad(score(asked).sum(), asked)[0]
     for direction in some_vectors(lm, 4, norm=1.0, seed=2):
-        difference = (score(theta + step * direction) - score(theta - step * direction)) / (
-            2 * step
-        )
-        torch.testing.assert_close(
-            (gradient @ direction).double(), difference, atol=2e-3, rtol=2e-3
-        )
+        moved = score(theta + step * direction) - score(theta - step * direction)
+        along = (gradient @ direction).double()
+        torch.testing.assert_close(along, moved / (2 * step), atol=2e-3, rtol=2e-3)
 
 
 def test_gradient_reaches_vectors_of_every_site(architectures):
-    for site in SITES:
-        if not (site == "resid_mid" and architectures.name in PARALLEL):
-            theta = some_vectors(architectures, 2).requires_grad_()
-            LayerSpan(architectures, PROMPTS, 1, 3, site=site).delta(theta).pow(2).sum().backward()
-            assert theta.grad.norm(dim=-1).min() > 0
+    for site in sites_of(architectures):
+        theta = some_vectors(architectures, 2).requires_grad_()
+        LayerSpan(architectures, PROMPTS, 1, 3, site=site).delta(theta).pow(2).sum().backward()
+        assert theta.grad.norm(dim=-1).min() > 0
     assert all(p.grad is None and not p.requires_grad for p in architectures.model.parameters())
 
 
 def test_span_leaves_nothing_on_the_model_and_the_vectors_alone(tiny):
-    before, vectors = {k: v.clone() for k, v in tiny.model.state_dict().items()}, some_vectors(tiny)
-    kept = vectors.clone()
+    before = {k: v.clone() for k, v in tiny.model.state_dict().items()}
+    vectors = some_vectors(tiny)
     for site in SITES:
         LayerSpan(tiny, PROMPTS, 1, 4, site=site).delta(vectors)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.model.modules())
-    assert all(
-        torch.equal(v, before[k]) for k, v in tiny.model.state_dict().items()
-    ) and torch.equal(vectors, kept)
+    assert no_hooks(tiny) and torch.equal(vectors, some_vectors(tiny))
+    assert all(torch.equal(v, before[k]) for k, v in tiny.model.state_dict().items())
 
 
-# --- resid_mid --------------------------------------------------------------------------------------------------------
+# --- sites ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["gpt_neox", "phi"])
-def test_parallel_blocks_have_nothing_between_attention_and_mlp(architecture):
-    lm = tiny_model(architecture)
-    vector = SteeringVectors(some_vectors(lm, 1), 1, "resid_mid")
-    for use in (
-        lambda: LayerSpan(lm, PROMPTS, 1, 3, site="resid_mid"),
-        lambda: capture(lm, PROMPTS, 1, "resid_mid"),
-        lambda: steer(lm, vector).__enter__(),
-    ):
-        name = type(lm.blocks[0]).__name__
-        with pytest.raises(
-            ValueError, match=rf"'resid_mid' does not exist in {name}.*parallel.*use resid_pre"
+def test_parallel_blocks_have_nothing_between_attention_and_mlp():
+    for architecture in ("gpt_neox", "phi"):
+        lm = tiny_model(architecture)
+        expected = rf"'resid_mid' does not exist in {type(lm.blocks[0]).__name__}.*parallel.*use "
+        for use in (
+            lambda: LayerSpan(lm, PROMPTS, 1, 3, site="resid_mid"),  # noqa: B023
+            lambda: capture(lm, PROMPTS, 1, "resid_mid"),  # noqa: B023
+            lambda: edit_at(lm, 1, "resid_mid", lambda hidden: hidden).__enter__(),  # noqa: B023
         ):
-            use()
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
+            with pytest.raises(ValueError, match=expected):
+                use()
+        assert no_hooks(lm)
 
 
 def test_the_same_class_with_blocks_in_sequence_has_it():
     parallel = tiny_model("gpt_neox")
-    config = transformers.GPTNeoXConfig(
-        **{**parallel.model.config.to_dict(), "use_parallel_residual": False}
-    )
-    model = random_weights_(transformers.GPTNeoXForCausalLM(config), 1)
-    lm = LanguageModel("sequential", model, parallel.tokenizer, "0")
-    assert_equals_reference(
-        lm,
-        LayerSpan(lm, PROMPTS, 1, 3, site="resid_mid"),
-        some_vectors(lm),
-        PROMPTS,
-        1,
-        [3],
-        "resid_mid",
-    )
+    settings = {**parallel.model.config.to_dict(), "use_parallel_residual": False}
+    model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**settings))
+    lm = LanguageModel("sequential", random_weights_(model, 1), parallel.tokenizer, "0")
+    span = LayerSpan(lm, PROMPTS, 1, 3, site="resid_mid")
+    assert_equals_reference(lm, span, some_vectors(lm), 1, [3], "resid_mid")
 
 
-def test_resid_mid_is_what_attention_leaves(architectures):
-    lm = architectures
-    if lm.name in PARALLEL:
-        pytest.skip("refused by name")
-    outputs = []
-    handle = (
-        lm.blocks[2]
-        .get_submodule(ATTENTION_OUT[lm.name])
-        .register_forward_hook(lambda m, a, out: outputs.append(out))
-    )
-    before = capture(lm, PROMPTS[1], 2, "resid_pre")[0]
+def test_attention_is_what_comes_between(architectures):
+    lm, outputs = architectures, []
+    keep = lambda module, args, out: outputs.append(out)  # noqa: E731
+    handle = lm.blocks[2].get_submodule(ATTENTION_OUT[lm.name]).register_forward_hook(keep)
+    attention = capture(lm, PROMPTS[1], 2, "attn_out")[0]
     handle.remove()
-    torch.testing.assert_close(
-        capture(lm, PROMPTS[1], 2, "resid_mid")[0], before + outputs[-1], atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(attention, outputs[-1].float(), atol=1e-5, rtol=1e-5)
+    if "resid_mid" in sites_of(lm):
+        before, after = (capture(lm, PROMPTS[1], 2, f"resid_{at}")[0] for at in ("pre", "mid"))
+        torch.testing.assert_close(after, before + attention, atol=1e-5, rtol=1e-5)
 
 
-def test_resid_mid_is_found_once_and_under_another_steering():
+IN_PARALLEL = ("gpt_neox", "phi", "falcon", "cohere2", "gptj")
+NO_ATTN_OUT = ("bloom", "falcon_h1")  # added inside attention; added to a state space's output
+NO_RESID_MID = (*IN_PARALLEL, "opt", "bloom", "mpt")  # these three: inside the MLP, or other shapes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
+def test_adding_to_attention_is_adding_to_what_comes_of_it(architecture, dtype):
+    """attn_out + v is resid_mid + v with blocks in sequence, resid_post + v with parallel ones."""
+    lm, delta = tiny_model(architecture), {}
+    lm.model.to(dtype)
+    for site in ("attn_out", "resid_mid", "resid_post"):
+        try:
+            delta[site] = LayerSpan(lm, PROMPTS, 1, 3, site=site).delta(some_vectors(lm))
+        except ValueError as error:
+            assert f"site {site!r} does not exist in {type(lm.blocks[1]).__name__}" in str(error)
+    assert ("attn_out" in delta) == (architecture not in NO_ATTN_OUT)
+    assert ("resid_mid" in delta) == (architecture not in NO_RESID_MID)
+    same = "resid_post" if architecture in IN_PARALLEL else "resid_mid"
+    if "attn_out" in delta and same in delta:
+        off = (delta["attn_out"] - delta[same]).norm() / delta[same].norm()
+        assert off < (1e-5 if dtype is torch.float32 else 0.1)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_an_edit_replaces_the_value(tiny, site):
+    """One that keeps the value changes nothing; one that puts another prompt's value there makes it
+    that prompt's, for the blocks after it."""
+    here, there = "A cat sat.", "The cow la"
+    ids = [ids_of(tiny, prompt) for prompt in (here, there)]
+    clean, other = (run_plain(tiny, each)[1] for each in ids)
+    with edit_at(tiny, 2, site, lambda hidden: hidden):
+        torch.testing.assert_close(run_plain(tiny, ids[0])[1], clean, atol=1e-5, rtol=1e-5)
+    put = capture(tiny, there, 2, site)[0]
+    with edit_at(tiny, 2, site, lambda hidden: put):
+        found = run_plain(tiny, ids[0])[1]
+        torch.testing.assert_close(capture(tiny, here, 2, site)[0], put, atol=0, rtol=0)
+    assert torch.equal(found[:2], clean[:2]) and no_hooks(tiny)
+    if site.startswith("resid"):
+        torch.testing.assert_close(found[2:], other[2:], atol=1e-4, rtol=1e-4)
+    else:
+        assert (found[2] - clean[2]).norm() > 0.1
+
+
+def test_sites_are_found_once_and_under_another_steering():
     lm, passes = tiny_model("llama"), []
     two = SteeringVectors(some_vectors(lm, 2, norm=100.0), 1)
     handle = lm.decoder.register_forward_hook(lambda *_: passes.append(1))
-    with steer(
-        lm, two, tokens=[9]
-    ):  # 2 rows and a 10th token: neither fits the pass that looks for the place
+    with steer(lm, two, tokens=[9]):  # 2 rows, a 10th token: neither fits the pass that looks
         with steer(lm, SteeringVectors(some_vectors(lm, 1), 1, "resid_mid")):
             pass
     span = LayerSpan(lm, PROMPTS, 1, 3, site="resid_mid")
@@ -464,7 +345,15 @@ def test_resid_mid_is_found_once_and_under_another_steering():
     assert not passes
 
 
-# --- capture ----------------------------------------------------------------------------------------------------------
+def test_a_block_without_an_mlp_refuses_the_site():
+    lm = tiny_model("llama")
+    lm.blocks[1] = torch.nn.Identity()
+    with pytest.raises(ValueError, match="'mlp_out' does not exist in Identity"):
+        with edit_at(lm, 1, "mlp_out", lambda hidden: hidden):
+            pass
+
+
+# --- capture and norms ----------------------------------------------------------------------------
 
 
 def test_capture_is_what_a_plain_hook_sees_and_padding_is_nan(architectures):
@@ -473,26 +362,44 @@ def test_capture_is_what_a_plain_hook_sees_and_padding_is_nan(architectures):
     assert ours.shape[:2] == (4, 3) and ours.dtype == torch.float32
     for p, prompt in enumerate(PROMPTS):
         alone = run_plain(lm, ids_of(lm, prompt))[1]
-        torch.testing.assert_close(
-            ours[:, p, ours.shape[2] - alone.shape[1] :], alone, atol=1e-4, rtol=1e-4
-        )
-        assert ours[:, p, : ours.shape[2] - alone.shape[1]].isnan().all()
+        padding = ours.shape[2] - alone.shape[1]
+        torch.testing.assert_close(ours[:, p, padding:], alone, atol=1e-4, rtol=1e-4)
+        assert ours[:, p, :padding].isnan().all()
 
 
 def test_capture_of_chosen_layers(tiny):
-    everything = capture(tiny, PROMPTS)
-    assert torch.equal(
-        capture(tiny, PROMPTS, [3, -6]).nan_to_num(), everything[[3, 0]].nan_to_num()
-    )
-    assert torch.equal(capture(tiny, PROMPTS, -1).nan_to_num(), everything[5:].nan_to_num())
-    assert torch.equal(
-        capture(tiny, PROMPTS, [3, 4], "resid_pre").nan_to_num(), everything[[2, 3]].nan_to_num()
-    )
-    mid, mlp = (capture(tiny, PROMPTS, 2, site) for site in ("resid_mid", "mlp_out"))
-    torch.testing.assert_close((mid + mlp).nan_to_num(), everything[2:3].nan_to_num())
+    found = lambda *where: capture(tiny, PROMPTS, *where).nan_to_num()  # noqa: E731
+    everything = found()
+    assert torch.equal(found([3, -6]), everything[[3, 0]])
+    assert torch.equal(found(-1), everything[5:])
+    assert torch.equal(found([3, 4], "resid_pre"), everything[[2, 3]])
+    torch.testing.assert_close(found(2, "resid_mid") + found(2, "mlp_out"), everything[2:3])
 
 
-# --- layers, tokens, errors -------------------------------------------------------------------------------------------
+def test_input_norm_of_every_architecture(architectures):
+    names = {"tiny-gpt2": "ln_1"}
+    block = architectures.blocks[2]
+    expected = block.get_submodule(names.get(architectures.name, "input_layernorm"))
+    assert input_norm(architectures, 2) is expected and no_hooks(architectures)
+    with pytest.raises(ValueError, match="layer 9 is outside"):
+        input_norm(architectures, 9)
+
+
+@pytest.mark.parametrize(
+    "radii, message",
+    [
+        ([], "radii is empty"),
+        ([5, 0], "radius 0 is not a norm"),
+        (-2.0, "radius -2 is not a norm"),
+        ([float("nan")], "radius nan"),
+    ],
+)
+def test_bad_radii(radii, message):
+    with pytest.raises(ValueError, match=message):
+        check_radii(radii)
+
+
+# --- layers, tokens, errors -----------------------------------------------------------------------
 
 
 @few
@@ -507,15 +414,14 @@ def test_select_tokens(lengths, spec, left):
     try:
         expected = [[width - n + i if left else i for i in picked(spec, n)] for n in lengths]
     except IndexError:
-        expected = None
-    if expected is None or not all(expected):
+        expected = [[]]
+    if not all(expected):
         with pytest.raises(ValueError, match="positions"):
             select_tokens(spec, torch.tensor(rows))
     else:
         chosen = select_tokens(spec, torch.tensor(rows))
-        assert (
-            chosen.dtype == torch.bool and [r.nonzero()[:, 0].tolist() for r in chosen] == expected
-        )
+        assert chosen.dtype == torch.bool
+        assert [row.nonzero()[:, 0].tolist() for row in chosen] == expected
 
 
 def test_numpy_integers_are_layers(tiny):
@@ -525,58 +431,40 @@ def test_numpy_integers_are_layers(tiny):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "argument, value, message",
     [
         (
-            dict(source_layer=6),
-            r"source_layer 6 is outside the model: it has 6 blocks, so use 0 … 5 or -6 … -1",
+            "source_layer",
+            6,
+            "source_layer 6 is outside the model: it has 6 blocks, so use 0 … 5 or -6 … -1",
         ),
-        (dict(source_layer=-7), r"source_layer -7 .* 6 blocks"),
-        (dict(source_layer=1.0), r"source_layer 1\.0 .* 6 blocks"),
-        (dict(source_layer=True), r"source_layer True .* 6 blocks"),
-        (dict(source_layer="1"), r"source_layer '1' .* 6 blocks"),
-        (dict(target_layers=9), r"target_layer 9 .* use 0 … 5"),
-        (dict(target_layers=[3, 9]), r"target_layer 9 .* use 0 … 5"),
-        (dict(target_layers=1), r"target_layers 1 must come after source_layer 1: use 2 … 5"),
-        (
-            dict(target_layers=[4, 0]),
-            r"target_layers \[4, 0\] must come after source_layer 1: use 2 … 5",
-        ),
-        (dict(target_layers=[]), r"target_layers \[\] must come after"),
-        (
-            dict(source_layer=5, target_layers=5),
-            r"source_layer 5: that is the last block, so use a source_layer of 0 … 4",
-        ),
-        (
-            dict(target_positions=[2, 3]),
-            r"target_positions 3 is outside prompt 2, which has 3 tokens: use -3 … 2",
-        ),
-        (dict(target_positions=-5), r"target_positions -5 is outside prompt 2, which has 3 tokens"),
-        (
-            dict(target_positions="first"),
-            r"target_positions 'first' is not a role: use one of all, all_but_first, last",
-        ),
-        (dict(steered_positions="prompt"), r"steered_positions 'prompt' is not a role"),
-        (
-            dict(target_positions=slice(5, None)),
-            r"slice\(5, None, None\) selects no token of prompt 2, which has 3 tokens",
-        ),
-        (dict(steered_positions=[]), r"steered_positions \[\] selects no token of prompt 0"),
-        (
-            dict(site="attn_out"),
-            r"site 'attn_out' is unknown: use one of resid_pre, resid_mid, mlp_out, resid_post",
-        ),
-        (dict(memory_budget=0), r"memory_budget 0 is not a number of bytes above 0"),
-        (dict(prompts=[]), r"no prompt"),
-        (dict(prompts=["fine", "  "]), r"Prompt 1 is '  '"),
+        ("source_layer", -7, r"source_layer -7 .* 6 blocks"),
+        ("source_layer", 1.0, r"source_layer 1\.0 .* 6 blocks"),
+        ("source_layer", True, r"source_layer True .* 6 blocks"),
+        ("source_layer", "1", r"source_layer '1' .* 6 blocks"),
+        ("source_layer", 5, "that is the last block, so use a source_layer of 0 … 4"),
+        ("target_layers", 9, r"target_layer 9 .* use 0 … 5"),
+        ("target_layers", [3, 9], r"target_layer 9 .* use 0 … 5"),
+        ("target_layers", 1, "target_layers 1 must come after source_layer 1: use 2 … 5"),
+        ("target_layers", [4, 0], r"\[4, 0\] must come after source_layer 1: use 2 … 5"),
+        ("target_layers", [], r"target_layers \[\] must come after"),
+        ("target_positions", [2, 3], "3 is outside prompt 2, which has 3 tokens: use -3 … 2"),
+        ("target_positions", -5, "target_positions -5 is outside prompt 2, which has 3 tokens"),
+        ("target_positions", "first", "'first' is not a role: use one of all, all_but_first, last"),
+        ("target_positions", slice(5, None), "slice.5, None, None. selects no token of prompt 2"),
+        ("steered_positions", "prompt", "steered_positions 'prompt' is not a role"),
+        ("steered_positions", [], r"steered_positions \[\] selects no token of prompt 0"),
+        ("site", "attn", "'attn' is unknown: use one of resid_pre, resid_mid, attn_out, mlp_out"),
+        ("memory_budget", 0, "memory_budget 0 is not a number of bytes above 0"),
+        ("prompts", [], "no prompt"),
+        ("prompts", ["fine", "  "], "Prompt 1 is '  '"),
     ],
 )
-def test_span_refuses_early_and_by_name(tiny, change, message):
-    arguments = {"prompts": PROMPTS, "source_layer": 1, "target_layers": 4} | change
+def test_span_refuses_early_and_by_name(tiny, argument, value, message):
+    arguments = {"prompts": PROMPTS, "source_layer": 1, "target_layers": 4, argument: value}
     with pytest.raises(ValueError, match=message) as caught:
         LayerSpan(tiny, **arguments)
-    assert "\n" not in str(caught.value)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.model.modules())
+    assert "\n" not in str(caught.value) and no_hooks(tiny)
 
 
 @pytest.mark.parametrize("shape", [(32,), (2, 31), (0, 32), (1, 2, 32)])
@@ -592,20 +480,130 @@ def test_capture_refuses_by_name(tiny):
         capture(tiny, PROMPTS, 0, "mlp")
 
 
-def test_a_block_without_an_mlp_refuses_the_site():
-    lm = tiny_model("llama")
-    lm.blocks[1] = torch.nn.Identity()
-    with pytest.raises(ValueError, match="'mlp_out' does not exist in Identity"):
-        with residual.add_at(lm, 1, "mlp_out", lambda hidden: 0):
-            pass
-
-
 def test_a_block_that_cannot_be_replayed_is_noticed():
     lm, calls = tiny_model("llama"), []
-    lm.blocks[2].register_forward_hook(
-        lambda module, args, output: calls.append(1) or output + len(calls)
-    )
-    with pytest.raises(
-        RuntimeError, match=r"tiny-llama does not reproduce its own forward pass \(off by"
-    ):
+    drift = lambda module, args, output: calls.append(1) or output + len(calls)  # noqa: E731
+    lm.blocks[2].register_forward_hook(drift)
+    with pytest.raises(RuntimeError, match="does not reproduce its own forward pass .off by"):
         LayerSpan(lm, PROMPTS, 1, 3)
+
+
+# --- memory: chunks from a budget; where it runs out, halves, and the same results ----------------
+
+CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: {}: you tried to allocate"
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    MemoryError(),
+    RuntimeError(CPU.format("can't allocate memory")),
+    RuntimeError(CPU.format("not enough memory")),
+    RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"),
+]
+each_error = pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+
+
+def short_of_memory(run, rows_of, at_most, error, sizes):
+    """A stand-in for `run` that has no room for more than `at_most` rows; `sizes` takes what was
+    asked of it."""
+
+    def stand_in(*args, **kwargs):
+        sizes.append(rows_of(*args, **kwargs))
+        if sizes[-1] > at_most:
+            raise error
+        return run(*args, **kwargs)
+
+    return stand_in
+
+
+def span_of(lm, **options):
+    return LayerSpan(lm, ["hello there", "you"], 1, 3, slice(-2, None), **options)
+
+
+def test_a_small_memory_budget_changes_nothing(tiny):
+    vectors = some_vectors(tiny, 9)
+    small = LayerSpan(tiny, PROMPTS, 1, 4, memory_budget=1)
+    large = LayerSpan(tiny, PROMPTS, 1, 4, memory_budget=2**40)
+    assert small.chunk == 1 < large.chunk and small.bytes_per_vector == large.bytes_per_vector
+    n_tokens = sum(len(ids_of(tiny, p)) for p in PROMPTS)
+    assert large.bytes_per_vector > 4 * n_tokens * tiny.d_model
+    torch.testing.assert_close(small.delta(vectors), large.delta(vectors), atol=1e-5, rtol=1e-4)
+
+
+def test_chunks_come_from_what_is_free_or_given(monkeypatch, tiny):
+    need = span_of(tiny).bytes_per_vector
+    assert span_of(tiny, memory_budget=3 * need + 1).chunk == 3
+    monkeypatch.setattr(span_module, "free_memory", lambda device: 10 * need)
+    assert span_of(tiny).chunk == 5  # half of what is free
+    monkeypatch.setattr(span_module, "free_memory", lambda device: 0)
+    assert span_of(tiny).chunk == 1
+    assert free_memory(torch.device("cpu")) > 10**8
+
+
+@each_error
+def test_gradients_in_halves_are_the_same(error, monkeypatch, capsys, tiny):
+    whole, span, vectors, sizes = span_of(tiny), span_of(tiny), some_vectors(tiny, 11), []
+    whole.chunk = span.chunk = 11
+    expected = value_and_grad(whole, vectors)
+    monkeypatch.setattr(span, "_run", short_of_memory(span._run, len, 3, error, sizes))
+    for one, other in zip(value_and_grad(span, vectors), expected):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert sizes == [11, 5, 2, 2, 2, 2, 2, 1] and span.chunk == 2
+    said = "Out of memory: going on with {} vectors at a time.\n"
+    assert capsys.readouterr().out == said.format(5) + said.format(2)
+    sizes.clear()
+    value_and_grad(span, vectors)  # remembered
+    assert max(sizes) == 2 and not capsys.readouterr().out
+
+
+def test_training_goes_on_and_learns_the_same(monkeypatch, capsys, tiny):
+    span, sizes = span_of(tiny), []
+    expected = train(span_of(tiny), 3.0, 6, steps=3, progress=False)
+    monkeypatch.setattr(span, "_run", short_of_memory(span._run, len, 2, ERRORS[0], sizes))
+    found = train(span, 3.0, 6, steps=3, progress=False)
+    assert "going on with" in capsys.readouterr().out and max(sizes) > 2
+    torch.testing.assert_close(found.vectors.tensor, expected.vectors.tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_without_a_gradient_too(monkeypatch, capsys, tiny):
+    whole, span, vectors = span_of(tiny), span_of(tiny), some_vectors(tiny, 9)
+    monkeypatch.setattr(span, "_run", short_of_memory(span._run, len, 4, ERRORS[1], []))
+    span.chunk = 3
+    torch.testing.assert_close(value(span, vectors), value(whole, vectors), rtol=1e-4, atol=1e-4)
+    assert "going on with 4 vectors" in capsys.readouterr().out and span.chunk == 1
+
+
+@each_error
+def test_completions_in_halves_are_the_same(error, monkeypatch, capsys):
+    lm, sizes = tiny_model("llama"), []
+    vectors, asked = SteeringVectors(some_vectors(lm, 3), 1), ["hello", "a longer prompt"]
+    options = dict(max_new_tokens=4, temperature=1.0)
+    expected, rows = complete(lm, asked, vectors, **options), lambda **kw: len(kw["input_ids"])
+    short = short_of_memory(lm.model.generate, rows, 2, error, sizes)
+    monkeypatch.setattr(lm.model, "generate", short)
+    assert complete(lm, asked, vectors, **options) == expected and sizes == [6, 3, 1, 1, 1, 1, 1, 1]
+    assert "going on with 1 completions at a time" in capsys.readouterr().out and no_hooks(lm)
+
+
+def test_not_even_one_is_one_sentence(capsys):
+    def never(part):
+        raise ERRORS[2]
+
+    expected = "Out of memory with 1 of the vectors at a time .*: use shorter"
+    with pytest.raises(MemoryError, match=expected) as caught:
+        in_parts(never, [1, 2, 3], 8, "vectors")
+    assert "\n" not in str(caught.value) and caught.value.__cause__ is None
+    assert capsys.readouterr().out.count("going on with") == 1  # 3 → 1
+
+
+def test_other_errors_are_not_a_lack_of_memory():
+    for error in (RuntimeError("shapes do not match"), ValueError("out of memory"), KeyError("x")):
+        run = short_of_memory(None, len, 0, error, sizes := [])
+        with pytest.raises(type(error)):
+            in_parts(run, [1, 2], 2)
+        assert sizes == [2] and not is_out_of_memory(error)
+    assert all(map(is_out_of_memory, ERRORS))
+
+
+def test_a_real_allocation_that_fails_is_known():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)

@@ -188,12 +188,12 @@ def _part(lm, layer, site) -> torch.nn.Module:
 
 def _probe(lm, block):
     """A forward pass of 8 tokens: the block's input and output, and (name, input, output) of each
-    call of its parts. In the second row the last token but one goes into the block changed."""
+    call of its parts. In the second row all tokens but the last go into the block negated."""
     calls, ends = [], {}
     names = {child: name for name, child in block.named_children()}
 
-    def nudge(module, args, kwargs):
-        hidden_of(args, kwargs)[1, -2] += 1
+    def negate(module, args, kwargs):
+        hidden_of(args, kwargs)[1, :-1].neg_()
 
     def keep(module, args, kwargs, output):
         if torch.is_tensor(args[0] if args else kwargs.get("hidden_states")):
@@ -205,7 +205,7 @@ def _probe(lm, block):
 
     ids = torch.arange(8, device=lm.device).repeat(2, 1)
     with _without_hooks(lm.model), ExitStack() as stack, torch.no_grad():
-        stack.callback(block.register_forward_pre_hook(nudge, with_kwargs=True).remove)
+        stack.callback(block.register_forward_pre_hook(negate, with_kwargs=True).remove)
         for child in names:
             stack.callback(child.register_forward_hook(keep, with_kwargs=True).remove)
         stack.callback(block.register_forward_hook(keep_block, with_kwargs=True).remove)
@@ -224,7 +224,7 @@ def _mid_name(start, end, calls) -> str | None:
 
 
 def _attention_name(start, end, calls) -> str | None:
-    """The first part in which a token sees the one before it and whose output, added to the block's
+    """The first part in which a token sees those before it and whose output, added to the block's
     input, is the input of a later part or, with another part's output, the block's output."""
     for i, (name, _, a) in enumerate(calls):
         if a.shape != start.shape or torch.equal(a[0, -1], a[1, -1]):
