@@ -164,7 +164,7 @@ REASONS = {
     "free 1 GB, or set {setting} to another folder",
     "PermissionError|Read-only file system": "{name} cannot be written to {place}: "
     "set WORKBOOK_CACHE to a folder of yours",
-    "GatedRepo|gated repo": "{name} is gated: "
+    "GatedRepo|access a gated repo|is a gated repository": "{name} is gated: "
     "accept its terms on the hub, then log in with `hf auth login`",
     "OfflineMode|LocalEntryNotFound|Connect(ion)?Error|couldn't connect|Timeout|MaxRetry": "The "
     "hub cannot be reached for {name}: check the network (and HF_HUB_OFFLINE), or give a folder",

@@ -3,6 +3,8 @@
 import gc
 import re
 
+import psutil
+import torch
 from tqdm.auto import tqdm
 
 # What PyTorch's allocators say in a plain RuntimeError: the CPU's, MPS's, cuBLAS' workspace
@@ -14,18 +16,14 @@ _OUT = re.compile(
 def free_memory(device) -> int:
     """Bytes that can still be had on a torch device."""
     if device.type == "cuda":
-        import torch
-
         return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
     return psutil.virtual_memory().available
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Is this a lack of memory, on whatever device? (PyTorch has an own type for CUDA alone.)"""
     if isinstance(error, RuntimeError):
-        return type(error).__name__ == "OutOfMemoryError" or bool(_OUT.search(str(error)))
+        return isinstance(error, torch.OutOfMemoryError) or bool(_OUT.search(str(error)))
     return isinstance(error, MemoryError)
 
 
@@ -55,14 +53,8 @@ def in_parts(run, rows, size: int, what: str = "rows") -> tuple[list, int]:
                     "prompts, layers closer together, or a smaller dtype."
                 )
             size //= 2
-            _free_cached()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             tqdm.write(f"Out of memory: going on with {size} {what} at a time.")
     return done, size
-
-
-def _free_cached():
-    gc.collect()
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

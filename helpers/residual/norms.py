@@ -1,10 +1,8 @@
 """Norms of vectors, and the model's own norms."""
 
-from contextlib import ExitStack
-
 import torch
 
-from .sites import forward_decoder, hidden_of, resolve_layer
+from .sites import probe, resolve_layer
 
 
 def normalise(x: torch.Tensor) -> torch.Tensor:
@@ -26,25 +24,13 @@ def check_radii(radii) -> list[float]:
 def input_norm(lm, layer: int) -> torch.nn.Module:
     """The norm through which block `layer` reads the residual stream, found by what it is given,
     not by its name."""
-    block, found = lm.blocks[resolve_layer(lm, layer)], []
-    with torch.no_grad(), ExitStack() as stack:
-
-        def start(module, args, kwargs):
-            stack.entered = hidden_of(args, kwargs)
-
-        def look(module, args, kwargs):
-            given = args[0] if args else kwargs.get("hidden_states")
-            if given is stack.entered and getattr(module, "weight", torch.zeros(1, 1)).ndim == 1:
-                found.append(module)
-
-        stack.callback(block.register_forward_pre_hook(start, with_kwargs=True).remove)
-        for child in block.children():
-            stack.callback(child.register_forward_pre_hook(look, with_kwargs=True).remove)
-        ids = torch.arange(4, device=lm.device)[None]
-        forward_decoder(lm, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    if not found:
-        raise ValueError(
-            f"{type(block).__name__} puts no norm between the residual stream and itself: "
-            "choose another model."
-        )
-    return found[0]
+    block = lm.blocks[resolve_layer(lm, layer)]
+    start, _, parts = probe(lm, block)
+    for name, x, _ in parts:
+        part = block.get_submodule(name)
+        if torch.equal(x, start) and getattr(part, "weight", start).ndim == 1:
+            return part
+    raise ValueError(
+        f"{type(block).__name__} puts no norm between the residual stream and itself: "
+        "choose another model."
+    )

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "resid_post")
-ROLES = ("all", "all_but_first", "last")
+ROLES = {"all": slice(None), "all_but_first": slice(1, None), "last": [-1]}
 
 
 # ---------------------------------------- layers and tokens
@@ -40,7 +40,7 @@ def select_tokens(spec, attention_mask, name="positions") -> torch.Tensor:
                 f"{name} {spec!r} is not a role: use one of {', '.join(ROLES)}, a slice or a list "
                 "of positions."
             )
-        spec = {"all": slice(None), "all_but_first": slice(1, None), "last": [-1]}[spec]
+        spec = ROLES[spec]
     elif isinstance(spec, int):
         spec = [spec]
     chosen = torch.zeros_like(attention_mask, dtype=torch.bool)
@@ -67,9 +67,8 @@ def select_tokens(spec, attention_mask, name="positions") -> torch.Tensor:
 
 def forward_decoder(lm, encoded):
     """One forward pass of the blocks (no LM head), with positions that ignore left padding."""
-    return lm.decoder(
-        **encoded, position_ids=positions_of(encoded["attention_mask"]), use_cache=False
-    )
+    positions = positions_of(encoded["attention_mask"])
+    return lm.decoder(**encoded, position_ids=positions, use_cache=False)
 
 
 def positions_of(attention_mask):
@@ -95,12 +94,6 @@ def first_of(output):
 @contextmanager
 def edit_at(lm, layer: int, site: str, f: Callable[[torch.Tensor], torch.Tensor]):
     """While inside, the value `hidden` [batch, n_tokens, d_model] at a site is `f(hidden)`."""
-    if site != "resid_mid":
-        with _hooked(lm, layer, site, f):
-            yield
-        return
-    # resid_mid feeds both the MLP's norm and the skip connection: the norm's input is replaced,
-    # and the block's output gets the difference
     change = {}
 
     def edit(hidden):
@@ -108,17 +101,19 @@ def edit_at(lm, layer: int, site: str, f: Callable[[torch.Tensor], torch.Tensor]
         change["mid"] = new - hidden
         return new
 
-    with (
-        _hooked(lm, layer, "resid_mid", edit),
-        _hooked(lm, layer, "resid_post", lambda hidden: hidden + change.pop("mid")),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(_hooked(lm, layer, site, edit if site == "resid_mid" else f))
+        if (
+            site == "resid_mid"
+        ):  # it feeds the MLP's norm, which was edited, and the skip connection
+            skip = _hooked(lm, layer, "resid_post", lambda hidden: hidden + change.pop("mid"))
+            stack.enter_context(skip)
         yield
 
 
 @contextmanager
 def read_at(lm, layer: int, site: str, store: dict, key):
-    """While inside, a forward pass leaves the site's value [batch, n_tokens, d_model] in
-    `store[key]`."""
+    """While inside, a forward pass leaves the value [batch, n_tokens, d_model] in `store[key]`."""
 
     def keep(hidden):
         store[key] = hidden
@@ -178,19 +173,18 @@ def _part(lm, layer, site) -> torch.nn.Module:
     block = lm.blocks[layer]
     found = _found.setdefault(block, {"mlp_out": "mlp" if hasattr(block, "mlp") else None})
     if site not in found:
-        probe = _probe(lm, block)
-        found["resid_mid"], found["attn_out"] = _mid_name(*probe), _attention_name(*probe)
+        seen = probe(lm, block)
+        found.update(resid_mid=_mid_name(*seen), attn_out=_attention_name(*seen))
     if found[site] is None:
         kind = type(block).__name__
         raise ValueError(f"site {site!r} does not exist in {kind}: {_MISSING[site]}.")
     return block.get_submodule(found[site])
 
 
-def _probe(lm, block):
+def probe(lm, block):
     """A forward pass of 8 tokens: the block's input and output, and (name, input, output) of each
     call of its parts. In the second row all tokens but the last go into the block negated."""
-    calls, ends = [], {}
-    names = {child: name for name, child in block.named_children()}
+    calls, names = [], {block: "", **{child: name for name, child in block.named_children()}}
 
     def negate(module, args, kwargs):
         hidden_of(args, kwargs)[1, :-1].neg_()
@@ -200,37 +194,34 @@ def _probe(lm, block):
             x, out = hidden_of(args, kwargs), first_of(output)  # copied: Falcon adds in place
             calls.append((names[module], x.clone(), out.clone()))
 
-    def keep_block(module, args, kwargs, output):
-        ends["in"], ends["out"] = hidden_of(args, kwargs), first_of(output)
-
     ids = torch.arange(8, device=lm.device).repeat(2, 1)
     with _without_hooks(lm.model), ExitStack() as stack, torch.no_grad():
         stack.callback(block.register_forward_pre_hook(negate, with_kwargs=True).remove)
-        for child in names:
-            stack.callback(child.register_forward_hook(keep, with_kwargs=True).remove)
-        stack.callback(block.register_forward_hook(keep_block, with_kwargs=True).remove)
+        for module in names:
+            stack.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
         forward_decoder(lm, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    return ends["in"], ends["out"], calls
+    *parts, (_, start, end) = calls
+    return start, end, parts
 
 
-def _mid_name(start, end, calls) -> str | None:
+def _mid_name(start, end, parts) -> str | None:
     """The first part whose input x is not the block's input and for which x + (a later part's
     output) = the block's output."""
-    for i, (name, x, _) in enumerate(calls):
+    for i, (name, x, _) in enumerate(parts):
         if x.shape == start.shape and not torch.equal(x, start):
-            if any(_is_sum(end, x, out) for _, _, out in calls[i:]):
+            if any(_is_sum(end, x, out) for _, _, out in parts[i:]):
                 return name
     return None
 
 
-def _attention_name(start, end, calls) -> str | None:
+def _attention_name(start, end, parts) -> str | None:
     """The first part in which a token sees those before it and whose output, added to the block's
     input, is the input of a later part or, with another part's output, the block's output."""
-    for i, (name, _, a) in enumerate(calls):
+    for i, (name, _, a) in enumerate(parts):
         if a.shape != start.shape or torch.equal(a[0, -1], a[1, -1]):
             continue
-        sequential = any(_is_sum(x, start, a) for _, x, _ in calls[i + 1 :])
-        if sequential or any(_is_sum(end, start, a, out) for _, _, out in calls):
+        sequential = any(_is_sum(x, start, a) for _, x, _ in parts[i + 1 :])
+        if sequential or any(_is_sum(end, start, a, out) for _, _, out in parts):
             return name
     return None
 

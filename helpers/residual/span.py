@@ -35,10 +35,9 @@ def capture(lm, prompts, layers=None, site: str = "resid_post") -> torch.Tensor:
     """
     if layers is None:
         layers = range(lm.n_layers)
-    elif isinstance(layers, Integral):
-        layers = [layers]
-    layers, store = [resolve_layer(lm, k) for k in layers], {}
-    encoded = lm.encode(prompts)
+    asked = [layers] if isinstance(layers, Integral) else layers
+    layers = [resolve_layer(lm, k) for k in asked]
+    encoded, store = lm.encode(prompts), {}
 
     def stop(module, args, output):
         raise _Enough
@@ -79,8 +78,7 @@ class LayerSpan:
         self.lm, self.site = lm, site
         self.prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         self.source_layer = resolve_layer(lm, source_layer, "source_layer")
-        self.single = isinstance(target_layers, Integral)
-        self.target_layers = self._resolved([target_layers] if self.single else target_layers)
+        self._set_target_layers(target_layers)
         encoded = lm.encode(self.prompts)
         mask = encoded["attention_mask"]
         self.n_prompts, self.n_tokens = mask.shape
@@ -92,18 +90,17 @@ class LayerSpan:
         self.bytes_per_vector = self._self_check()
         self.chunk = self._chunk(memory_budget)
 
-    def _resolved(self, target_layers):
-        found = [resolve_layer(self.lm, t, "target_layer") for t in target_layers]
+    def _set_target_layers(self, asked):
+        self.single = isinstance(asked, Integral)
+        targets = [asked] if self.single else asked
+        self.target_layers = [resolve_layer(self.lm, t, "target_layer") for t in targets]
         source, last = self.source_layer, self.lm.n_layers - 1
-        if not found or min(found) <= source:
+        if not targets or min(self.target_layers) <= source:
             allowed = f"use {source + 1} … {last}."
             if source == last:
                 allowed = f"that is the last block, so use a source_layer of 0 … {last - 1}."
-            asked = target_layers[0] if self.single else target_layers
-            raise ValueError(
-                f"target_layers {asked!r} must come after source_layer {source}: {allowed}"
-            )
-        return found
+            where = f"target_layers {asked!r} must come after source_layer {source}"
+            raise ValueError(f"{where}: {allowed}")
 
     def _set_targets(self, chosen):
         """Token indices [n_prompts, n_positions] at the target; prompts with fewer tokens are
