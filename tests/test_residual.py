@@ -25,19 +25,7 @@ from reference import (  # noqa: F401
 
 from helpers.generation import complete
 from helpers.models import LanguageModel, random_weights_
-from helpers.residual import (
-    SITES,
-    LayerSpan,
-    capture,
-    check_radii,
-    edit_at,
-    free_memory,
-    in_parts,
-    input_norm,
-    is_out_of_memory,
-    resolve_layer,
-    select_tokens,
-)
+from helpers.residual import SITES, LayerSpan, capture, edit_at, memory, norms, sites
 from helpers.residual import span as span_module
 from helpers.steering import SteeringVectors, steer
 from helpers.training import train, value, value_and_grad
@@ -156,12 +144,6 @@ def test_batch_is_one_at_a_time(tiny, site):
     torch.testing.assert_close(together, as_a_set, atol=0, rtol=0)
 
 
-def test_zero_changes_nothing(architectures):
-    for site in sites_of(architectures):
-        span = LayerSpan(architectures, PROMPTS, 0, [1, 3], site=site)
-        assert span.delta(torch.zeros(2, architectures.d_model)).abs().max() < 1e-5
-
-
 def test_injection_is_exact_at_the_source_and_nothing_earlier_changes(architectures):
     lm, layer = architectures, 2
     vector = some_vectors(lm, 1)
@@ -232,10 +214,12 @@ def test_gradient_is_that_of_finite_differences():
         torch.testing.assert_close(along, moved / (2 * step), atol=2e-3, rtol=2e-3)
 
 
-def test_gradient_reaches_vectors_of_every_site(architectures):
+def test_zero_changes_nothing_and_the_gradient_reaches_vectors_of_every_site(architectures):
     for site in sites_of(architectures):
+        span = LayerSpan(architectures, PROMPTS, 0, [1, 3], site=site)
+        assert span.delta(torch.zeros(2, architectures.d_model)).abs().max() < 1e-5
         theta = some_vectors(architectures, 2).requires_grad_()
-        LayerSpan(architectures, PROMPTS, 1, 3, site=site).delta(theta).pow(2).sum().backward()
+        span.delta(theta).pow(2).sum().backward()
         assert theta.grad.norm(dim=-1).min() > 0
     assert all(p.grad is None and not p.requires_grad for p in architectures.model.parameters())
 
@@ -345,14 +329,6 @@ def test_sites_are_found_once_and_under_another_steering():
     assert not passes
 
 
-def test_a_block_without_an_mlp_refuses_the_site():
-    lm = tiny_model("llama")
-    lm.blocks[1] = torch.nn.Identity()
-    with pytest.raises(ValueError, match="'mlp_out' does not exist in Identity"):
-        with edit_at(lm, 1, "mlp_out", lambda hidden: hidden):
-            pass
-
-
 # --- capture and norms ----------------------------------------------------------------------------
 
 
@@ -380,23 +356,15 @@ def test_input_norm_of_every_architecture(architectures):
     names = {"tiny-gpt2": "ln_1"}
     block = architectures.blocks[2]
     expected = block.get_submodule(names.get(architectures.name, "input_layernorm"))
-    assert input_norm(architectures, 2) is expected and no_hooks(architectures)
+    assert norms.input_norm(architectures, 2) is expected and no_hooks(architectures)
     with pytest.raises(ValueError, match="layer 9 is outside"):
-        input_norm(architectures, 9)
+        norms.input_norm(architectures, 9)
 
 
-@pytest.mark.parametrize(
-    "radii, message",
-    [
-        ([], "radii is empty"),
-        ([5, 0], "radius 0 is not a norm"),
-        (-2.0, "radius -2 is not a norm"),
-        ([float("nan")], "radius nan"),
-    ],
-)
-def test_bad_radii(radii, message):
-    with pytest.raises(ValueError, match=message):
-        check_radii(radii)
+@pytest.mark.parametrize("radii", [[], [5, 0], -2.0, [float("nan")]], ids=str)
+def test_bad_radii(radii):
+    with pytest.raises(ValueError, match="radii is empty|radius (0|-2|nan) is not a norm"):
+        norms.check_radii(radii)
 
 
 # --- layers, tokens, errors -----------------------------------------------------------------------
@@ -417,15 +385,18 @@ def test_select_tokens(lengths, spec, left):
         expected = [[]]
     if not all(expected):
         with pytest.raises(ValueError, match="positions"):
-            select_tokens(spec, torch.tensor(rows))
+            sites.select_tokens(spec, torch.tensor(rows))
     else:
-        chosen = select_tokens(spec, torch.tensor(rows))
+        chosen = sites.select_tokens(spec, torch.tensor(rows))
         assert chosen.dtype == torch.bool
         assert [row.nonzero()[:, 0].tolist() for row in chosen] == expected
 
 
 def test_numpy_integers_are_layers(tiny):
-    assert resolve_layer(tiny, np.int64(-1)) == 5 and type(resolve_layer(tiny, np.int64(2))) is int
+    assert (
+        sites.resolve_layer(tiny, np.int64(-1)) == 5
+        and type(sites.resolve_layer(tiny, np.int64(2))) is int
+    )
     span = LayerSpan(tiny, PROMPTS, np.int64(1), np.int64(3))
     assert span.delta(some_vectors(tiny)).ndim == 4
 
@@ -473,11 +444,15 @@ def test_delta_refuses_vectors_of_another_shape(tiny, shape):
         LayerSpan(tiny, PROMPTS, 1, 4).delta(torch.zeros(shape))
 
 
-def test_capture_refuses_by_name(tiny):
+def test_capture_and_edits_refuse_by_name(tiny):
     with pytest.raises(ValueError, match=r"layer 6 is outside the model.*0 … 5"):
         capture(tiny, PROMPTS, [0, 6])
     with pytest.raises(ValueError, match="site 'mlp' is unknown"):
         capture(tiny, PROMPTS, 0, "mlp")
+    lm = tiny_model("llama")
+    lm.blocks[1] = torch.nn.Identity()
+    with pytest.raises(ValueError, match="'mlp_out' does not exist in Identity"):
+        edit_at(lm, 1, "mlp_out", lambda hidden: hidden).__enter__()
 
 
 def test_a_block_that_cannot_be_replayed_is_noticed():
@@ -535,7 +510,7 @@ def test_chunks_come_from_what_is_free_or_given(monkeypatch, tiny):
     assert span_of(tiny).chunk == 5  # half of what is free
     monkeypatch.setattr(span_module, "free_memory", lambda device: 0)
     assert span_of(tiny).chunk == 1
-    assert free_memory(torch.device("cpu")) > 10**8
+    assert memory.free_memory(torch.device("cpu")) > 10**8
 
 
 @each_error
@@ -561,9 +536,7 @@ def test_training_goes_on_and_learns_the_same(monkeypatch, capsys, tiny):
     found = train(span, 3.0, 6, steps=3, progress=False)
     assert "going on with" in capsys.readouterr().out and max(sizes) > 2
     torch.testing.assert_close(found.vectors.tensor, expected.vectors.tensor, rtol=1e-3, atol=1e-4)
-
-
-def test_without_a_gradient_too(monkeypatch, capsys, tiny):
+    # without a gradient too
     whole, span, vectors = span_of(tiny), span_of(tiny), some_vectors(tiny, 9)
     monkeypatch.setattr(span, "_run", short_of_memory(span._run, len, 4, ERRORS[1], []))
     span.chunk = 3
@@ -589,7 +562,7 @@ def test_not_even_one_is_one_sentence(capsys):
 
     expected = "Out of memory with 1 of the vectors at a time .*: use shorter"
     with pytest.raises(MemoryError, match=expected) as caught:
-        in_parts(never, [1, 2, 3], 8, "vectors")
+        memory.in_parts(never, [1, 2, 3], 8, "vectors")
     assert "\n" not in str(caught.value) and caught.value.__cause__ is None
     assert capsys.readouterr().out.count("going on with") == 1  # 3 → 1
 
@@ -598,12 +571,9 @@ def test_other_errors_are_not_a_lack_of_memory():
     for error in (RuntimeError("shapes do not match"), ValueError("out of memory"), KeyError("x")):
         run = short_of_memory(None, len, 0, error, sizes := [])
         with pytest.raises(type(error)):
-            in_parts(run, [1, 2], 2)
-        assert sizes == [2] and not is_out_of_memory(error)
-    assert all(map(is_out_of_memory, ERRORS))
-
-
-def test_a_real_allocation_that_fails_is_known():
-    with pytest.raises(RuntimeError) as caught:
+            memory.in_parts(run, [1, 2], 2)
+        assert sizes == [2] and not memory.is_out_of_memory(error)
+    assert all(map(memory.is_out_of_memory, ERRORS))
+    with pytest.raises(RuntimeError) as caught:  # a real allocation that fails
         torch.empty(2**60, dtype=torch.uint8)
-    assert is_out_of_memory(caught.value)
+    assert memory.is_out_of_memory(caught.value)

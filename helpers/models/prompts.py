@@ -1,8 +1,6 @@
 """The prompt sets in data/prompts, split into train / validation / test.
 
-    texts("everyday", split="train", n=4)        # what notebooks use most: a list of strings
-    items("distance_check")                      # the full records, as dicts
-
+`texts("everyday", split="train", n=4)` is a list of strings, `items("distance_check")` of records.
 A file is {"description": …, "source": …, "items": [{"id": …, "text": …, …}, …]}.
 """
 
@@ -22,11 +20,9 @@ def names() -> list[str]:
 def items(
     name: str, split: str | None = None, category: str | None = None, n: int | None = None
 ) -> list[dict]:
-    """The records of the set `name` in the file's order, of one split and category if given, the
-    first `n` of them.
+    """The first `n` records of the set `name`, in its order, of one split and category if given.
 
-    Raises ValueError for an unknown set, split or category, for fewer than `n` records, and for a
-    broken file.
+    ValueError: an unknown set, split or category, fewer than `n` records, a broken file.
     """
     found = _read(name)
     for field, wanted in (("split", split), ("category", category)):

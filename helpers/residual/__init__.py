@@ -2,15 +2,14 @@
 
 import lazy_loader
 
-_SITES = "SITES ROLES resolve_layer select_tokens check_site edit_at read_at add_at"
-_PASSES = "forward_decoder positions_of hidden_of first_of"
+_SITES = "SITES resolve_layer select_tokens check_site edit_at read_at add_at"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "memory": ["free_memory", "is_out_of_memory", "in_parts"],
         "norms": ["normalise", "check_radii", "input_norm"],
-        "sites": [*_SITES.split(), *_PASSES.split()],
+        "sites": [*_SITES.split(), "forward_decoder", "positions_of"],
         "span": ["capture", "LayerSpan"],
     },
 )

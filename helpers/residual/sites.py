@@ -20,19 +20,16 @@ def resolve_layer(lm, layer, name="layer") -> int:
     """The 0-based index of a block of `lm`; a ValueError names the allowed range."""
     n = lm.n_layers
     if isinstance(layer, bool) or not isinstance(layer, Integral) or not -n <= layer < n:
-        raise ValueError(
-            f"{name} {layer!r} is outside the model: it has {n} blocks, so use 0 … {n - 1} or "
-            f"{-n} … -1."
-        )
+        allowed = f"it has {n} blocks, so use 0 … {n - 1} or {-n} … -1"
+        raise ValueError(f"{name} {layer!r} is outside the model: {allowed}.")
     return int(layer) % n
 
 
 def select_tokens(spec, attention_mask, name="positions") -> torch.Tensor:
     """Bool mask [n_prompts, n_tokens] of the tokens that `spec` names in padded prompts.
 
-    `spec` is a role ("all", "all_but_first", "last"), a slice, or a list of ints. Positions count
-    from each prompt's own first token, negative ones from its end; padding is never selected.
-    Naming a token that is not there is a ValueError.
+    `spec`: a role ("all", "all_but_first", "last"), a slice, or a list of ints, which count from
+    each prompt's own first token, or from its end. ValueError: a token that is not there.
     """
     if isinstance(spec, str):
         if spec not in ROLES:
@@ -101,11 +98,10 @@ def edit_at(lm, layer: int, site: str, f: Callable[[torch.Tensor], torch.Tensor]
         change["mid"] = new - hidden
         return new
 
+    mid = site == "resid_mid"  # it feeds the MLP's norm, which is edited, and the skip connection
     with ExitStack() as stack:
-        stack.enter_context(_hooked(lm, layer, site, edit if site == "resid_mid" else f))
-        if (
-            site == "resid_mid"
-        ):  # it feeds the MLP's norm, which was edited, and the skip connection
+        stack.enter_context(_hooked(lm, layer, site, edit if mid else f))
+        if mid:
             skip = _hooked(lm, layer, "resid_post", lambda hidden: hidden + change.pop("mid"))
             stack.enter_context(skip)
         yield
@@ -160,11 +156,9 @@ def _hooked(lm, layer, site, f):
 # ---------------------------------------- a block's parts
 _found = WeakKeyDictionary()  # block → {site: name of the part, or None}: looked for once
 _MISSING = {
-    "resid_mid": "its attention and MLP read the residual in parallel, so there is nothing between "
-    "them; use resid_pre, mlp_out or resid_post",
-    "attn_out": "what its attention adds to the residual is the output of none of its parts; use "
-    "resid_pre or resid_post",
-    "mlp_out": "it has no module named mlp",
+    "resid_mid": "no part reads what attention leaves (in parallel?); use resid_pre or resid_post",
+    "attn_out": "none of its parts gives what attention adds; use resid_pre or resid_post",
+    "mlp_out": "it has no module named mlp; use resid_post",
 }
 
 
@@ -176,8 +170,8 @@ def _part(lm, layer, site) -> torch.nn.Module:
         seen = probe(lm, block)
         found.update(resid_mid=_mid_name(*seen), attn_out=_attention_name(*seen))
     if found[site] is None:
-        kind = type(block).__name__
-        raise ValueError(f"site {site!r} does not exist in {kind}: {_MISSING[site]}.")
+        what = f"site {site!r} does not exist in {type(block).__name__}"
+        raise ValueError(f"{what}: {_MISSING[site]}.")
     return block.get_submodule(found[site])
 
 
@@ -230,9 +224,9 @@ def _is_sum(total, *parts) -> bool:
     """Do the parts add up to the total, but for the rounding of their dtype?"""
     if any(part.numel() != total.numel() for part in parts):
         return False
-    terms = torch.stack([part.flatten().double() for part in parts])
+    terms = torch.stack([part.flatten().cpu().double() for part in parts])
     allowed = 4 * torch.finfo(total.dtype).eps * terms.abs().sum(0)
-    return bool(((terms.sum(0) - total.flatten()).abs() <= allowed).all())
+    return bool(((terms.sum(0) - total.flatten().cpu()).abs() <= allowed).all())
 
 
 @contextmanager

@@ -11,15 +11,7 @@ from numbers import Integral
 import torch
 
 from .memory import free_memory, in_parts
-from .sites import (
-    check_site,
-    edit_at,
-    first_of,
-    forward_decoder,
-    read_at,
-    resolve_layer,
-    select_tokens,
-)
+from .sites import edit_at, first_of, forward_decoder, read_at, resolve_layer, select_tokens
 
 
 class _Enough(Exception):
@@ -29,14 +21,11 @@ class _Enough(Exception):
 @torch.no_grad()
 def capture(lm, prompts, layers=None, site: str = "resid_post") -> torch.Tensor:
     """The residual stream [n_layers, n_prompts, n_tokens, d_model] in fp32 at `site` of `layers`
-    (all of them by default).
-
-    Prompts are left-padded; padding is NaN, so that a mean over it cannot pass unnoticed.
-    """
+    (default: all). Padding, on the left, is NaN: a mean over it cannot pass unnoticed."""
     if layers is None:
         layers = range(lm.n_layers)
-    asked = [layers] if isinstance(layers, Integral) else layers
-    layers = [resolve_layer(lm, k) for k in asked]
+    layers = [layers] if isinstance(layers, Integral) else layers
+    layers = [resolve_layer(lm, k) for k in layers]
     encoded, store = lm.encode(prompts), {}
 
     def stop(module, args, output):
@@ -74,7 +63,6 @@ class LayerSpan:
         site="resid_post",
         memory_budget=None,
     ):
-        check_site(site)
         self.lm, self.site = lm, site
         self.prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         self.source_layer = resolve_layer(lm, source_layer, "source_layer")
@@ -103,8 +91,7 @@ class LayerSpan:
             raise ValueError(f"{where}: {allowed}")
 
     def _set_targets(self, chosen):
-        """Token indices [n_prompts, n_positions] at the target; prompts with fewer tokens are
-        padded on the left and masked."""
+        """Token indices and mask [n_prompts, n_positions]; fewer tokens are filled up in front."""
         place = chosen * torch.arange(1, chosen.shape[1] + 1, device=chosen.device)  # 0: not chosen
         place = place.sort(1).values[:, -int(chosen.sum(1).max()) :]
         self.target_index, self.target_mask = (place - 1).clamp(min=0), place > 0
@@ -135,9 +122,8 @@ class LayerSpan:
         return [self.lm.blocks[k] for k in range(self.first, max(self.target_layers) + 1)]
 
     def _pick(self, hidden):
-        """[n, n_prompts, n_layers, n_tokens, d] → [n, n_prompts, n_layers, n_positions, d], zero
-        where a prompt has no such position."""
-        n, _, n_layers, _, d = hidden.shape
+        """The target positions of hidden, zero where a prompt has no such position."""
+        n, _, n_layers, _, d = hidden.shape  # n, n_prompts, n_layers, n_tokens, d_model
         index = self.target_index[None, :, None, :, None].expand(n, -1, n_layers, -1, d)
         return hidden.gather(3, index).masked_fill(~self.target_mask[None, :, None, :, None], 0)
 
@@ -158,8 +144,7 @@ class LayerSpan:
         return value
 
     def _run(self, vectors):
-        """Target residuals [n, n_prompts, n_target_layers, n_positions, d_model] in fp32 for
-        vectors [n, d_model]."""
+        """Target residuals [n, n_prompts, n_target_layers, n_positions, d_model] in fp32."""
         n, d = vectors.shape
         hidden = self.start.repeat(n, 1, 1)
         theta = vectors[:, None, None] * self.steered[None, :, :, None]
@@ -179,11 +164,10 @@ class LayerSpan:
         return self._pick(torch.stack([outputs[t] for t in self.target_layers], 2)).float()
 
     def delta(self, vectors) -> torch.Tensor:
-        """The change at the target, steered − clean, for vectors [n_vectors, d_model] (a tensor or
-        a SteeringVectors).
+        """The change at the target, steered − clean, for vectors [n_vectors, d_model], a tensor or
+        a SteeringVectors: [n_vectors, n_prompts, n_positions, d_model] in fp32, differentiable.
 
-        Returns [n_vectors, n_prompts, n_positions, d_model] in fp32, differentiable in `vectors`;
-        several target layers add a dimension after n_prompts. Prompts with fewer target tokens than
+        Several target layers add a dimension after n_prompts. Prompts with fewer target tokens than
         others have zeros in front (see `target_mask`).
         """
         vectors = getattr(vectors, "tensor", vectors)
