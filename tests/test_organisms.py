@@ -306,43 +306,6 @@ def test_keyed_answers_are_not_in_their_questions():
     ]
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (
-            lambda items: items[1].update(split="dev"),
-            r"harmful\.json, item 1: the field 'split' is 'dev'",
-        ),
-        (
-            lambda items: items[0].pop("category"),
-            r"harmful\.json, item 0: the field 'category' is None",
-        ),
-        (lambda items: items[0].update(text=3), r"harmful\.json, item 0: the field 'text' is 3"),
-        (lambda items: items.clear(), r"harmful\.json needs a 'items' that is a non-empty list"),
-        (
-            lambda items: [item.update(split="train") for item in items],
-            r"harmful has no items with split 'test' here: use one of",
-        ),
-    ],
-)
-def test_a_bad_prompt_file_is_named_with_its_field(tmp_path, monkeypatch, change, message):
-    content = json.loads((prompts.FOLDER / "harmful.json").read_text(encoding="utf-8"))
-    change(content["items"])
-    (tmp_path / "harmful.json").write_text(json.dumps(content))
-    monkeypatch.setattr(prompts, "FOLDER", tmp_path)
-    with pytest.raises(ValueError, match=message):
-        recipes._refusal_measured(load("tiny-random"))
-
-
-def test_a_keyed_question_without_an_answer_is_refused(tmp_path, monkeypatch):
-    content = json.loads((prompts.FOLDER / "geography.json").read_text(encoding="utf-8"))
-    del content["items"][2]["answer"]
-    (tmp_path / "geography.json").write_text(json.dumps(content))
-    monkeypatch.setattr(prompts, "FOLDER", tmp_path)
-    with pytest.raises(ValueError, match=r"geography\.json, item 2: the field 'answer' is None"):
-        prompts.items("geography")
-
-
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_committed_cards_fit_the_committed_files(name):
     """An organism made from other data, or a file that was changed since, is found out here."""
