@@ -34,6 +34,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "first_of",
             "check_site",
             "add_at",
+            "edit_at",
             "read_at",
         ],
         "span": ["capture", "LayerSpan"],

@@ -191,6 +191,23 @@ def add_at(lm, layer, site, offset):
 
 
 @contextmanager
+def edit_at(lm, layer, site, f):
+    """While inside, `f(hidden)` [batch, tokens, d_model] takes the place of the value at one site."""
+    made = {}
+
+    def offset(hidden):
+        if site == "resid_mid" and "mid" in made:  # the skip connection gets the same change
+            return made.pop("mid")
+        change = f(hidden) - hidden
+        if site == "resid_mid":
+            made["mid"] = change
+        return change
+
+    with add_at(lm, layer, site, offset):
+        yield
+
+
+@contextmanager
 def read_at(lm, layer, site, store, key):
     """While inside, every forward pass leaves the site's value [batch, tokens, d_model] in `store[key]`."""
     check_site(site)
