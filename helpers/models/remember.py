@@ -5,9 +5,10 @@ from weakref import WeakKeyDictionary
 
 
 def remembered(function):
-    """Decorator for `function(lm, *args, **kwargs)`: computed once for each model and arguments (hashable ones).
+    """Decorator for `function(lm, *args, **kwargs)`: computed once for each model and arguments.
 
-    The model is held weakly, so a result goes with it; the result itself must not refer to the model, which would pin it.
+    The arguments must be hashable. The model is held weakly, so a result goes with it; the result
+    itself must not refer to the model, which would pin it.
     """
     kept = WeakKeyDictionary()  # lm → {arguments: result}
 
