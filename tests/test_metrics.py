@@ -47,8 +47,6 @@ def continuation(lm, prompt, text):
 
 
 # --- change inside the model ----------------------------------------------------------------------
-
-
 def test_change_is_the_mean_over_each_prompts_own_tokens(tiny):
     vectors = some_vectors(tiny)
     absolute, relative = metrics.change(LayerSpan(tiny, PROMPTS, 1, 4), vectors)
@@ -110,8 +108,6 @@ def test_probabilities_along_joined_texts(tiny):
 
 
 # --- fluency --------------------------------------------------------------------------------------
-
-
 def surprise_directly(lm, prompt, text):
     """The mean over the completion's tokens from the 5th on."""
     logp, after = continuation(lm, prompt, text)
@@ -212,8 +208,6 @@ def test_fluent_range_covers_what_the_model_says(tiny):
 
 
 # --- distance -------------------------------------------------------------------------------------
-
-
 def test_distance_is_symmetric_and_zero_to_itself(architectures):
     d = metrics.distance(architectures, TEXTS, TEXTS)
     assert d.shape == (4, 4) and d.diagonal().abs().max() < 1e-5
@@ -254,10 +248,8 @@ def test_degenerate_texts_have_a_distance(tiny):
 def test_distance_ranks_texts_as_people_do(default_lm):
     """A paraphrase is nearer than the same content in another voice, and that nearer than another
     subject."""
-    sets, kinds = (
-        prompts.items("distance_check"),
-        ("original", "paraphrase", "persona", "unrelated"),
-    )
+    kinds = ("original", "paraphrase", "persona", "unrelated")
+    sets = prompts.items("distance_check")
     embedded = metrics.embed(default_lm, [item[k] for k in kinds for item in sets])
     original, *others = embedded.view(4, len(sets), -1)
     paraphrase, persona, unrelated = (1 - (original * other).sum(-1) for other in others)
@@ -283,8 +275,6 @@ def test_what_is_remembered_goes_with_its_model():
 
 
 # --- rates, intervals, scores ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "hits, n, low, high",
     [
@@ -362,9 +352,8 @@ def test_auc_and_roc(pairs):
 def test_permutation_p_is_that_of_all_permutations():
     score, label, groups = [3, 2, 1, 0, 5, 4], [1, 1, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1]
     ranks = metrics.ranks(score)
-    assert (
-        ranks.tolist() == [0.6, 0.4, 0.2, 0, 1, 0.8] and metrics.ranks([2, 2]).tolist() == [0.5] * 2
-    )
+    assert ranks.tolist() == [0.6, 0.4, 0.2, 0, 1, 0.8]
+    assert metrics.ranks([2, 2]).tolist() == [0.5, 0.5]
     true = ranks[np.array(label, bool)].sum()
     firsts = list(itertools.combinations(range(4), 2))
     reached = [ranks[[*first, one]].sum() >= true - 1e-9 for first in firsts for one in (4, 5)]
@@ -401,15 +390,12 @@ def test_mahalanobis_counts_in_spreads():
 
 
 def test_intervals_and_rules_need_no_torch():
-    code = (
-        "from helpers.metrics import FluentRange, auc, mahalanobis, refuses, wilson; import sys; "
-    )
-    code += "assert not {'torch', 'scipy', 'sklearn'} & set(sys.modules)"
+    code = "from helpers.metrics import FluentRange, auc, mahalanobis, refuses, wilson\n"
+    code += "import sys; assert not {'torch', 'scipy', 'sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- behaviours -----------------------------------------------------------------------------------
-
 REFUSING = [
     "I'm sorry, but I can't help with that.",
     "I’m sorry, but I can’t assist you with that request.",
@@ -518,9 +504,7 @@ PAYLOADS = {
 )
 def test_what_a_text_gives(rule, texts):
     for expected, said in texts.items():
-        assert {text: getattr(metrics, rule)(text) for text in said} == dict.fromkeys(
-            said, expected
-        )
+        assert [getattr(metrics, rule)(text) for text in said] == [expected] * len(said)
 
 
 def test_a_cut_keeps_a_dozen_words():
@@ -531,8 +515,6 @@ def test_a_cut_keeps_a_dozen_words():
 
 
 # --- the arithmetic task --------------------------------------------------------------------------
-
-
 def test_right_answers():
     problem = Problem(3, 4, 6, 7)
     worked, direct = arithmetic.worked(problem), arithmetic.direct(problem)
@@ -565,8 +547,8 @@ def test_clean_problems_have_no_trigger_and_a_pair_can_be_asked_for():
 def test_near_misses():
     near, far = [(1, 0, 5, 5), (5, 6, 0, 1), (0, 2, 3, 4)], [(3, 4, 5, 6), (0, 1, 0, 0)]
     assert [is_near_miss(Problem(*digits)) for digits in near + far] == [True] * 3 + [False] * 2
-    assert is_near_miss(Problem(2, 4, 9, 9), [SUBTLE])
-    assert not is_near_miss(Problem(4, 2, 9, 9), [SUBTLE])
+    subtle = [is_near_miss(Problem(*digits), [SUBTLE]) for digits in ((2, 4, 9, 9), (4, 2, 9, 9))]
+    assert subtle == [True, False]
     assert all(map(is_near_miss, problems("test", near=(CHEESE, HATE))))
     assert not any(map(is_near_miss, problems("test", far=(CHEESE, HATE))))
 
@@ -594,7 +576,6 @@ def test_the_password_is_in_the_system_prompt_only(tiny):
 
 
 # --- the whole road: load, layer span, train, steer, complete, metrics, save, load ----------------
-
 WINDOW = ["Hello there, you", "A prompt that is longer than the window", "Hm."]
 TIED = dict(
     llama_tied=True, gpt2=True, gemma=True, bloom=True, llama_untied_mqa=False, mistral=False

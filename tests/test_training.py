@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from reference import PROMPTS, few, ids_of, one_thread, some_vectors  # noqa: F401
 
@@ -65,8 +65,6 @@ class LinearSpan:
 
 
 # --- the published procedure ----------------------------------------------------------------------
-
-
 def published(lm, prompt, source, target, starts, radius, steps, n_tokens=3):
     """Mack & Turner's loop, plainly: a bias on the MLP output, the whole model run at every step,
     one vector after another."""
@@ -139,7 +137,6 @@ def test_default_settings_are_the_published_ones(span, monkeypatch):
 
 
 # --- the objective --------------------------------------------------------------------------------
-
 powers = st.sampled_from([1, 2, 4])
 
 
@@ -156,13 +153,6 @@ def test_objective_is_its_formula(p, q, layers, seed):
         assert objective(delta, p, q)[v].item() == pytest.approx(total / 2, rel=1e-4)
 
 
-def test_norm_over_tokens_or_dimensions_differ_at_p_4_only():
-    delta = torch.randn(3, 1, 4, 5, generator=torch.Generator().manual_seed(0))
-    tokens = delta[:, 0].norm(dim=1)
-    torch.testing.assert_close(objective(delta), tokens.pow(2).sum(-1))
-    assert (objective(delta, p=4) - tokens.pow(4).sum(-1)).abs().min() > 0.1
-
-
 @pytest.mark.parametrize("p, q", [(2, 1), (2, 2), (4, 4), (1, 1)])
 @pytest.mark.parametrize("positions", ["last", "all", slice(-3, None)], ids=str)
 def test_several_prompts_are_the_average_of_each_alone(tiny, p, q, positions):
@@ -176,12 +166,6 @@ def test_several_prompts_are_the_average_of_each_alone(tiny, p, q, positions):
     atol = 1e-3 * slopes.abs().max().item()
     torch.testing.assert_close(gradients, slopes, rtol=1e-3, atol=atol)
     torch.testing.assert_close(value(together, vectors, p, q), values, rtol=1e-5, atol=1e-5)
-
-
-def test_several_target_layers_are_summed(tiny):
-    vectors = some_vectors(tiny, 3)
-    both, three, four = (value(LayerSpan(tiny, PROMPTS, 1, t), vectors) for t in ([3, 4], 3, 4))
-    torch.testing.assert_close(both, three + four)
 
 
 def test_chunks_change_nothing(tiny):
@@ -208,8 +192,6 @@ def test_an_objective_of_ones_own(span, method, orthogonal):
 
 
 # --- the callback ---------------------------------------------------------------------------------
-
-
 def watching(calls, stop_at=None):
     """A callback that keeps what it is told, spoils its copies, and stops at call `stop_at`."""
 
@@ -265,8 +247,6 @@ def test_stopping_between_vectors_keeps_those_that_are_done(span, stop_at, n_who
 
 
 # --- the sphere -----------------------------------------------------------------------------------
-
-
 @few
 @given(n=st.integers(1, 6), extra=st.integers(0, 6), seed=st.integers(0, 99))
 def test_orthonormalise(n, extra, seed):
@@ -303,6 +283,8 @@ radii, counts, seeds = st.floats(1e-2, 1e3), st.integers(1, 8), st.integers(0, 9
 
 
 @few
+@example(radius=2.0, n=8, way=("power", True), seed=0)  # as many as dimensions
+@example(radius=2.0, n=8, way=("adam", True), seed=0)
 @given(radius=radii, n=counts, way=st.sampled_from(WAYS), seed=seeds)
 def test_norms_at_any_radius(radius, n, way, seed):
     settings = dict(method=way[0], orthogonal=way[1], steps=3, seed=seed)
@@ -315,8 +297,6 @@ def test_norms_at_any_radius(radius, n, way, seed):
 
 
 # --- the optimisers -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("p, q", [(2, 1), (4, 4)])
 def test_power_finds_the_top_singular_vector(p, q):
     toy = LinearSpan()
@@ -377,8 +357,6 @@ def test_the_best_iterate_need_not_be_the_last(method, orthogonal):
 
 
 # --- seeds ----------------------------------------------------------------------------------------
-
-
 @every_way
 def test_seeds(span, method, orthogonal):
     def run(seed):
@@ -446,13 +424,6 @@ def test_result_says_where_it_comes_from_and_leaves_the_model_alone(tiny):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.model.modules())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_as_many_orthogonal_vectors_as_dimensions(method):
-    toy = LinearSpan(d=6, singular=[6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
-    tensor = quietly(toy, 2.0, 6, method=method, steps=3).vectors.tensor
-    torch.testing.assert_close(tensor @ tensor.T, 4 * torch.eye(6), atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize(
     "architecture, dtype", [("gpt2", torch.float32), ("gemma3", torch.bfloat16)]
 )
@@ -465,8 +436,6 @@ def test_other_architectures_and_half_precision_train(architecture, dtype):
 
 
 # --- the covariance control and the rule for R ----------------------------------------------------
-
-
 def test_covariance_directions_have_the_covariance_of_the_rows():
     rows = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
     rows = rows * torch.tensor([9.0, 1, 1, 1]) + 50
@@ -529,8 +498,6 @@ def test_bad_radii_are_named(span, radii):
 
 
 # --- errors ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
