@@ -1,4 +1,4 @@
-"""Objectives, the sphere, optimisers; Jacobian directions; random controls."""
+"""Objectives, the sphere and its random controls, optimisers; the rule for R."""
 
 import lazy_loader
 

@@ -21,8 +21,7 @@ def objective(delta, p=2, q=1) -> torch.Tensor:
 def value_and_grad(span, vectors, p=2, q=1, score=None):
     """Objective [n_vectors] and its gradient [n_vectors, d_model], in chunks that fit the budget.
 
-    `score`: a function delta → [n_vectors] in place of `objective` with p and q. Out of memory
-    halves the chunk, for good, and goes on.
+    `score`: a function delta → [n_vectors] in place of `objective`. Out of memory halves the chunk.
     """
     score = score or partial(objective, p=p, q=q)
 

@@ -71,11 +71,10 @@ def train(
     no decay, amsgrad), gradient projected to the tangent of the sphere, θ put back on it after each
     step; `orthogonal` learns one vector after another, each orthogonal to the earlier ones.
 
-    `objective`: a differentiable function delta → [n_vectors] in place of `training.objective` with
-    p and q. `callback(step, vectors [n, d_model], objective [n])` is called after every evaluation,
-    step 0 being the start (adam + orthogonal: n = 1, and from step 0 again for each vector). Where
-    it returns True training stops, and the result holds what is finished: the best so far, or under
-    adam + orthogonal the vectors that had all their steps.
+    `objective`: a differentiable function delta → [n_vectors] in place of `training.objective`.
+    `callback(step, vectors [n, d_model], objective [n])` is called after every evaluation, step 0
+    being the start (adam + orthogonal: of one vector after another, n = 1). Where it returns True
+    training stops with the best so far (adam + orthogonal: the vectors that had all their steps).
 
     Raises ValueError on R ≤ 0, a bad count or method, FloatingPointError on NaN, `Stopped` where
     the callback stopped before anything was finished.
@@ -161,8 +160,7 @@ def _power_update(theta, gradient, radius, damping, orthogonal):
 
 
 def _adam(start, radius, lr, earlier):
-    """The published loop's start and update, for vectors that are kept orthogonal to the unit rows
-    of `earlier` [k, d_model]."""
+    """The published start and update, orthogonal to the unit rows of `earlier` [k, d_model]."""
     theta = torch.nn.Parameter(radius * normalise(without(start, earlier)))
     optimiser = torch.optim.AdamW([theta], lr=lr, betas=(0.9, 0.98), weight_decay=0.0, amsgrad=True)
 
