@@ -7,26 +7,24 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
-from .residual.memory import in_parts
-from .steering import coefficients, steer
+from .residual import in_parts
+from .steering import Scope, coefficients, steer
 
-SHARED = (
-    8  # prompts that begin with as many tokens in common are worth the bookkeeping of `_read_once`
-)
+SHARED = 8  # as many tokens in common at the beginning are worth the bookkeeping of `_read_once`
 
 
 class _Sampling(LogitsProcessor):
-    """Temperature sampling as argmax of logits/T + Gumbel noise, each row with a generator of its own: a row's text depends
-    on its seed alone, not on the batch it happens to be in."""
+    """Temperature sampling as argmax of logits/T + Gumbel noise, each row with a generator of its
+    own: a row's text depends on its seed alone, not on the batch it happens to be in."""
 
     def __init__(self, temperature, seeds):
         self.temperature = temperature
-        self.generators = [torch.Generator().manual_seed(s) for s in seeds]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids, scores):
-        uniform = torch.stack(
-            [torch.rand(scores.shape[-1], generator=g) for g in self.generators]
-        ).clamp_(1e-20, 1 - 1e-7)
+        size = scores.shape[-1]
+        uniform = torch.stack([torch.rand(size, generator=g) for g in self.generators])
+        uniform = uniform.clamp_(1e-20, 1 - 1e-7)
         return scores.float() / self.temperature - uniform.log().neg().log().to(scores.device)
 
 
@@ -41,55 +39,10 @@ class _First(LogitsProcessor):
         return scores
 
 
-def pairs(prompts, vectors):
-    """The rows (vector index, prompt index) of a prompts × vectors batch, one vector after another."""
-    return [
-        (v, i) for v in range(1 if vectors is None else len(vectors)) for i in range(len(prompts))
-    ]
-
-
-def _opening(encoded) -> int:
-    """How many leading tokens all prompts have in common, at least the last one of each left out."""
-    rows = [ids[mask.bool()] for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"])]
-    shortest = min(map(len, rows)) - 1
-    same = torch.stack([row[:shortest] == rows[0][:shortest] for row in rows]).all(0)
-    return int(same.long().cumprod(0).sum())
-
-
-def _read_once(lm, encoded, which, steered) -> dict:
-    """What `generate` gets: the prompts, and where many begin alike (a chat's system prompt) the cache of that beginning, read
-    once per vector instead of once per row. `which`: the vector of each row; `steered(vectors)`: a context that steers by them.
-
-    A row is then [beginning, padding, rest]. That is the same to plain attention only, so other caches are left alone.
-    """
-    vectors, n = list(dict.fromkeys(which)), _opening(encoded)
-    if n < SHARED or len(which) < 2 * len(vectors):
-        return encoded
-    ids, mask = encoded["input_ids"], encoded["attention_mask"]
-    beginning = ids[0][mask[0].bool()][:n].expand(len(vectors), n)
-    with steered(vectors):
-        cache = lm.model(
-            input_ids=beginning,
-            attention_mask=torch.ones_like(beginning),
-            use_cache=True,
-            logits_to_keep=1,
-        ).past_key_values
-    if type(cache) is not DynamicCache or any(
-        type(layer) is not DynamicLayer for layer in cache.layers
-    ):
-        return encoded
-    cache.reorder_cache(torch.tensor([vectors.index(v) for v in which], device=lm.device))
-    rest = (
-        torch.arange(ids.shape[1], device=lm.device) >= (ids.shape[1] - mask.sum(1) + n)[:, None]
-    )  # not of the beginning
-    start = beginning[:1].expand(len(which), n)
-    return {
-        "input_ids": torch.cat(
-            [start, ids[:, n:].where(rest[:, n:], lm.tokenizer.pad_token_id)], 1
-        ),
-        "attention_mask": torch.cat([torch.ones_like(start), rest[:, n:].to(mask.dtype)], 1),
-        "past_key_values": cache,
-    }
+def pairs(prompts, vectors) -> list[tuple[int, int]]:
+    """The rows (vector index, prompt index) of prompts × vectors, one vector after another."""
+    n_vectors = 1 if vectors is None else len(vectors)
+    return [(v, i) for v in range(n_vectors) for i in range(len(prompts))]
 
 
 @torch.no_grad()
@@ -106,59 +59,106 @@ def complete(
     progress=False,
     first=False,
 ):
-    """Completions, without special tokens: a list over prompts, or with `vectors` a list over vectors of such lists.
+    """Completions, without special tokens: a list over prompts, or with `vectors` a list over
+    vectors of such lists.
 
-    `temperature` 0 is greedy. Sampled text is a function of (seed, place in `prompts`), so all vectors share their noise and
-    a repeated prompt gives several samples. `tokens` as in `steer`; `coeff` a number or one per vector. Out of memory halves the
-    batch and goes on. With `first` also the log-probabilities of the first new token: (texts, [rows, vocabulary] in fp32), the rows
-    as in `pairs`.
+    `temperature` 0 is greedy. Sampled text is a function of (seed, place in `prompts`), so all
+    vectors share their noise and a repeated prompt gives several samples. `tokens` as in `steer`;
+    `coeff` a number or one per vector. Out of memory halves the batch and goes on. With `first`
+    also the log-probabilities of the first new token: (texts, [rows, vocabulary] in fp32), the rows
+    as in `pairs`. ValueError for an empty list and for what is out of range.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise ValueError("prompts is empty: give at least one.")
     if temperature < 0 or max_new_tokens < 1 or batch_size < 1:
         raise ValueError(
-            f"temperature {temperature}, max_new_tokens {max_new_tokens} and batch_size {batch_size} "
-            "must be ≥ 0, ≥ 1 and ≥ 1."
+            f"temperature {temperature}, max_new_tokens {max_new_tokens} and batch_size "
+            f"{batch_size} must be ≥ 0, ≥ 1 and ≥ 1."
         )
+    coeffs = None if vectors is None else coefficients(coeff, len(vectors))
     rows = pairs(prompts, vectors)
-    if vectors is not None:
-        coeffs = coefficients(coeff, len(vectors))
-    stop = lm.model.generation_config.eos_token_id or lm.tokenizer.eos_token_id
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=stop,
-        pad_token_id=lm.tokenizer.pad_token_id,
-        repetition_penalty=1.0,
-    )  # the model's own would count padding, and so depend on the batch
+    config = _config(lm, max_new_tokens)
     bar = tqdm(total=len(rows), desc="completions", leave=False, disable=not progress)
 
     def steered(which):
-        return (
-            nullcontext() if vectors is None else steer(lm, vectors[which], coeffs[which], tokens)
-        )
+        return nullcontext() if coeffs is None else steer(lm, vectors[which], coeffs[which], tokens)
 
     def say(part):
-        encoded, which = lm.encode([prompts[i] for _, i in part]), [v for v, _ in part]
-        seen, sampling = (
-            _First(),
-            _Sampling(temperature, [seed * 1_000_003 + i for _, i in part])
-            if temperature
-            else None,
-        )
-        processors = LogitsProcessorList(filter(None, [first and seen, sampling]))
-        asked = _read_once(lm, encoded, which, steered) if tokens == "all" else encoded
+        which = [v for v, _ in part]
+        encoded = lm.encode([prompts[i] for _, i in part])
+        asked = _read_once(lm, encoded, which, steered) if tokens in ("all", Scope()) else encoded
+        opening = _First()
+        processors = [opening] if first else []
+        if temperature:
+            processors.append(_Sampling(temperature, [seed * 1_000_003 + i for _, i in part]))
         with steered(which):
-            out = lm.model.generate(**asked, generation_config=config, logits_processor=processors)
+            out = lm.model.generate(
+                **asked, generation_config=config, logits_processor=LogitsProcessorList(processors)
+            )
         bar.update(len(part))
-        return lm.tokenizer.batch_decode(
-            out[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True
-        ), seen.logp
+        new = out[:, encoded["input_ids"].shape[1] :]
+        return lm.tokenizer.batch_decode(new, skip_special_tokens=True), opening.logp
 
     with bar:
         done, _ = in_parts(say, rows, batch_size, "completions")
-    texts = [text for part, _ in done for text in part]
-    table = [texts[i : i + len(prompts)] for i in range(0, len(texts), len(prompts))]
-    said = table[0] if vectors is None else table
-    return (said, torch.cat([logp for _, logp in done])) if first else said
+    texts = sum([part for part, _ in done], [])
+    if vectors is not None:
+        texts = [texts[i : i + len(prompts)] for i in range(0, len(texts), len(prompts))]
+    return (texts, torch.cat([logp for _, logp in done])) if first else texts
+
+
+def _config(lm, max_new_tokens) -> GenerationConfig:
+    """Greedy, and without the model's own repetition penalty, which would count padding, and so
+    depend on the batch."""
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=lm.model.generation_config.eos_token_id or lm.tokenizer.eos_token_id,
+        pad_token_id=lm.tokenizer.pad_token_id,
+        repetition_penalty=1.0,
+    )
+
+
+def _read_once(lm, encoded, which, steered) -> dict:
+    """What `generate` gets: the prompts, and where many begin alike (a chat's system prompt) the
+    cache of that beginning, read once per vector instead of once per row.
+
+    `which`: the vector of each row; `steered(vectors)`: a context that steers by them. A row is
+    then [beginning, padding, rest]. That is the same to plain attention only, so other caches are
+    left alone.
+    """
+    vectors = list(dict.fromkeys(which))
+    n = _n_alike(encoded)
+    if n < SHARED or len(which) < 2 * len(vectors):
+        return encoded
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    beginning = ids[0][mask[0].bool()][:n].expand(len(vectors), n)
+    with steered(vectors):
+        cache = lm.model(
+            input_ids=beginning,
+            attention_mask=torch.ones_like(beginning),
+            use_cache=True,
+            logits_to_keep=1,
+        ).past_key_values
+    if type(cache) is not DynamicCache or {type(layer) for layer in cache.layers} != {DynamicLayer}:
+        return encoded
+    cache.reorder_cache(torch.tensor([vectors.index(v) for v in which], device=lm.device))
+    starts = ids.shape[1] - mask.sum(1) + n  # of what follows the beginning
+    rest = torch.arange(ids.shape[1], device=lm.device) >= starts[:, None]
+    rest = rest[:, n:]  # [n_rows, n_tokens − n]
+    begin = beginning[:1].expand(len(which), n)
+    padded = ids[:, n:].where(rest, lm.tokenizer.pad_token_id)
+    return {
+        "input_ids": torch.cat([begin, padded], 1),
+        "attention_mask": torch.cat([torch.ones_like(begin), rest.to(mask.dtype)], 1),
+        "past_key_values": cache,
+    }
+
+
+def _n_alike(encoded) -> int:
+    """How many leading tokens all prompts have in common, the last one of each left out."""
+    rows = [ids[mask.bool()] for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"])]
+    shortest = min(map(len, rows)) - 1
+    same = torch.stack([row[:shortest] == rows[0][:shortest] for row in rows]).all(0)
+    return int(same.long().cumprod(0).sum())

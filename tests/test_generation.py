@@ -1,14 +1,15 @@
-"""helpers.generation: a row's text depends on its prompt, vector and seed alone, never on the batch it is in."""
+"""helpers.generation: a row's text depends on its prompt, vector and seed alone, never on the batch
+it is in."""
 
 import numpy as np
 import pytest
 import torch
 from conftest import ALL_ARCHITECTURES, tiny_model
-from test_residual import PROMPTS, ids_of, one_thread, run_plain, some_vectors  # noqa: F401
+from reference import PROMPTS, ids_of, one_thread, run_plain, some_vectors  # noqa: F401
 
 from helpers import generation
 from helpers.generation import complete, pairs
-from helpers.steering import SteeringVectors, steer
+from helpers.steering import Scope, SteeringVectors, steer
 
 
 def vectors_for(lm, n=3, norm=4.0):
@@ -16,9 +17,7 @@ def vectors_for(lm, n=3, norm=4.0):
 
 
 def hooks(lm):
-    return [
-        name for name, m in lm.model.named_modules() if m._forward_hooks or m._forward_pre_hooks
-    ]
+    return [m for m in lm.model.modules() if m._forward_hooks or m._forward_pre_hooks]
 
 
 def test_greedy_is_the_uncached_argmax(architectures):
@@ -32,163 +31,126 @@ def test_greedy_is_the_uncached_argmax(architectures):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("tokens", ["all", "generated", "last"])
+@pytest.mark.parametrize("tokens", ["all", "generated", "last", Scope()], ids=str)
 def test_batch_is_one_at_a_time(architectures, temperature, tokens):
     lm, vectors = architectures, vectors_for(architectures)
-    options = dict(
-        coeff=[1.0, -1.0, 2.0], tokens=tokens, max_new_tokens=8, temperature=temperature, seed=3
-    )
-    together = complete(lm, PROMPTS, vectors, batch_size=32, **options)
+    options = dict(tokens=tokens, max_new_tokens=8, temperature=temperature, seed=3)
+    coeffs = [1.0, -1.0, 2.0]
+    together = complete(lm, PROMPTS, vectors, coeffs, batch_size=32, **options)
     for batch_size in (1, 4):
-        assert complete(lm, PROMPTS, vectors, batch_size=batch_size, **options) == together
+        assert complete(lm, PROMPTS, vectors, coeffs, batch_size=batch_size, **options) == together
     with steer(lm, 2.0 * vectors[2], tokens=tokens):
-        assert complete(lm, PROMPTS, **{**options, "coeff": 1.0}) == together[2]
+        assert complete(lm, PROMPTS, **options) == together[2]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_first_tokens_probabilities_come_along(architectures, temperature):
     lm, vectors = architectures, vectors_for(architectures)
-    options = dict(max_new_tokens=3, temperature=temperature, seed=3)
-    texts, first = complete(lm, PROMPTS, vectors, batch_size=4, first=True, **options)
-    assert texts == complete(lm, PROMPTS, vectors, batch_size=4, **options)
+    options = dict(max_new_tokens=3, temperature=temperature, seed=3, batch_size=4)
+    texts, first = complete(lm, PROMPTS, vectors, first=True, **options)
+    assert texts == complete(lm, PROMPTS, vectors, **options)
     assert first.shape[0] == len(vectors) * len(PROMPTS) and first.dtype == torch.float32
     with steer(lm, vectors[1]):
         by_hand = run_plain(lm, ids_of(lm, PROMPTS[2]))[0][-1].float().log_softmax(-1)
     torch.testing.assert_close(first[len(PROMPTS) + 2], by_hand, atol=1e-3, rtol=1e-3)
 
 
-ALIKE = [
-    "You are kind. Hi!",
-    "You are kind. What is tea, and what is it not?",
-    "You are kind. Why?",
-    "You are kind. Hi! Ho!",
-]
-NOT_PLAIN = (
-    "mistral",
-    "gemma3",
-    "gemma2",
-    "cohere2",
-    "starcoder2",
-    "gpt_oss",
-    "lfm2",
-    "falcon_h1",
-    "qwen3_5",
-)  # windows, states
+KIND = "You are kind. "
+ALIKE = [KIND + rest for rest in ("Hi!", "What is tea, and what is it not?", "Why?", "Hi! Ho!")]
+WINDOWS = ("mistral", "gemma3", "gemma2", "cohere2", "starcoder2", "gpt_oss")
+STATES = ("lfm2", "falcon_h1", "qwen3_5")
 
 
 @pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
 def test_a_beginning_read_once_changes_nothing(architecture, monkeypatch):
     lm, honest, asked = tiny_model(architecture), generation._read_once, []
     vectors = vectors_for(lm, 2)
-    monkeypatch.setattr(
-        generation, "_read_once", lambda *args: asked.append(honest(*args)) or asked[-1]
-    )
-    together = [
-        complete(lm, ALIKE, max_new_tokens=6),
-        *complete(lm, ALIKE, vectors, max_new_tokens=6),
-    ]
+
+    def watched(*args):
+        asked.append(honest(*args))
+        return asked[-1]
+
+    monkeypatch.setattr(generation, "_read_once", watched)
+    plain = complete(lm, ALIKE, max_new_tokens=6)
+    steered = complete(lm, ALIKE, vectors, max_new_tokens=6)
     shared = [one for one in asked if "past_key_values" in one]
-    assert len(shared) == (0 if architecture in NOT_PLAIN else 2)
+    assert len(shared) == (0 if architecture in WINDOWS + STATES else 2)
+    lengths = [len(ids_of(lm, prompt)) for prompt in ALIKE]
     for one in shared:
-        assert one["attention_mask"].sum(1).tolist() == [len(ids_of(lm, p)) for p in ALIKE] * (
-            len(one["input_ids"]) // 4
-        )
-    assert [
-        [complete(lm, prompt, max_new_tokens=6)[0] for prompt in ALIKE],
-        *[
-            [complete(lm, prompt, vectors[v], max_new_tokens=6)[0][0] for prompt in ALIKE]
-            for v in (0, 1)
-        ],
-    ] == together
+        assert one["attention_mask"].sum(1).tolist() == lengths * (len(one["input_ids"]) // 4)
+    assert plain == [complete(lm, prompt, max_new_tokens=6)[0] for prompt in ALIKE]
+    alone = [complete(lm, prompt, vectors, max_new_tokens=6) for prompt in ALIKE]
+    assert steered == [[said[v][0] for said in alone] for v in (0, 1)]
 
 
 def test_shape_and_order_of_the_result(tiny):
-    vectors = vectors_for(tiny)
-    plain, steered = (
-        complete(tiny, PROMPTS, max_new_tokens=3),
-        complete(tiny, PROMPTS, vectors, max_new_tokens=3),
-    )
-    assert len(plain) == 3 and all(isinstance(text, str) for text in plain)
-    assert len(steered) == 3 and all(
-        len(row) == 3 and all(isinstance(text, str) for text in row) for row in steered
-    )
-    assert complete(tiny, PROMPTS[0], max_new_tokens=3) == plain[:1]
-    assert complete(tiny, PROMPTS[0], vectors[1], max_new_tokens=3) == [[steered[1][0]]]
-    assert complete(tiny, PROMPTS, 0 * vectors, max_new_tokens=3) == [plain] * 3
-    assert complete(tiny, PROMPTS, vectors, coeff=0, max_new_tokens=3) == [plain] * 3
-    assert pairs(PROMPTS, vectors) == [(v, i) for v in range(3) for i in range(3)] and pairs(
-        "ab", None
-    ) == [(0, 0), (0, 1)]
+    vectors, new = vectors_for(tiny), dict(max_new_tokens=3)
+    plain, steered = complete(tiny, PROMPTS, **new), complete(tiny, PROMPTS, vectors, **new)
+    assert np.shape(plain) == (3,) and np.shape(steered) == (3, 3)
+    assert all(isinstance(text, str) for text in sum(steered, plain))
+    assert complete(tiny, PROMPTS[0], **new) == plain[:1]
+    assert complete(tiny, PROMPTS[0], vectors[1], **new) == [[steered[1][0]]]
+    assert complete(tiny, PROMPTS, 0 * vectors, **new) == [plain] * 3
+    assert complete(tiny, PROMPTS, vectors, coeff=0, **new) == [plain] * 3
+    assert pairs(PROMPTS, vectors) == [(v, i) for v in range(3) for i in range(3)]
+    assert pairs("ab", None) == [(0, 0), (0, 1)]
 
 
 def test_sampled_text_is_a_function_of_seed_and_place(tiny):
     options = dict(temperature=1.0, max_new_tokens=8)
     asked = PROMPTS[:1] * 6
     said = complete(tiny, asked, **options)
-    assert (
-        complete(tiny, asked, **options) == said
-        and complete(tiny, asked[:2], **options) == said[:2]
-    )
+    assert complete(tiny, asked, **options) == said
+    assert complete(tiny, asked[:2], **options) == said[:2]
     assert len(set(said)) == 6  # a repeated prompt gives several samples
     assert not set(complete(tiny, asked, seed=1, **options)) & set(said)
-    assert (
-        complete(tiny, asked, vectors_for(tiny), coeff=0, **options) == [said] * 3
-    )  # all vectors share their noise
+    # all vectors share their noise
+    assert complete(tiny, asked, vectors_for(tiny), coeff=0, **options) == [said] * 3
     torch.manual_seed(5)
     assert complete(tiny, asked, **options) == said  # whatever the global generator
 
 
-def test_samples_follow_the_softmax(tiny):
-    """The first token of 600 samples against the model's own probabilities, at two temperatures."""
-    n, ids = 600, ids_of(tiny, "Hm.")
-    for temperature in (0.5, 1.5):
-        p = (run_plain(tiny, ids)[0][-1] / temperature).softmax(-1)
-        likely = p.topk(5).indices.tolist()
-        texts = complete(tiny, ["Hm."] * n, temperature=temperature, max_new_tokens=1, batch_size=n)
-        named = [tiny.tokenizer.decode([i]) for i in likely]
-        assert len(set(named)) == 5 or "\ufffd" in named  # bytes that are no text look alike
-        for name in set(named) - {"\ufffd", ""}:
-            expected = sum(p[i].item() for i in range(len(p)) if tiny.tokenizer.decode([i]) == name)
-            assert abs(texts.count(name) / n - expected) < 4 * np.sqrt(
-                expected * (1 - expected) / n
-            )
-        assert max(p) - min(p) > 0.01  # not uniform: the check means something
+@pytest.mark.parametrize("temperature", [0.5, 1.5])
+def test_samples_follow_the_softmax(tiny, temperature):
+    """The first token of 600 samples against the model's own probabilities."""
+    n = 600
+    p = (run_plain(tiny, ids_of(tiny, "Hm."))[0][-1] / temperature).softmax(-1)
+    names = [tiny.tokenizer.decode([i]) for i in range(len(p))]
+    texts = complete(tiny, ["Hm."] * n, temperature=temperature, max_new_tokens=1, batch_size=n)
+    likely = {names[i] for i in p.topk(5).indices.tolist()}
+    assert len(likely) == 5 or "\ufffd" in likely  # bytes that are no text look alike
+    for name in likely - {"\ufffd", ""}:
+        expected = sum(p[i].item() for i in range(len(p)) if names[i] == name)
+        sigma = np.sqrt(expected * (1 - expected) / n)
+        assert abs(texts.count(name) / n - expected) < 4 * sigma
+    assert max(p) - min(p) > 0.01  # not uniform: the check means something
 
 
 def test_low_temperature_is_greedy(tiny):
-    assert complete(tiny, PROMPTS, temperature=1e-4, max_new_tokens=8) == complete(
-        tiny, PROMPTS, max_new_tokens=8
-    )
+    cold = complete(tiny, PROMPTS, temperature=1e-4, max_new_tokens=8)
+    assert cold == complete(tiny, PROMPTS, max_new_tokens=8)
 
 
 def test_text_ends_at_the_models_end_token_and_has_no_prompt():
     lm = tiny_model("llama")
-    ids = lm.model.generate(**lm.encode(PROMPTS[1]), max_new_tokens=8, do_sample=False)[
-        0, len(ids_of(lm, PROMPTS[1])) :
-    ].tolist()
+    out = lm.model.generate(**lm.encode(PROMPTS[1]), max_new_tokens=8, do_sample=False)
+    ids = out[0, len(ids_of(lm, PROMPTS[1])) :].tolist()
     stop = next(k for k in range(1, 8) if ids[k] not in ids[:k])
     lm.model.generation_config.eos_token_id = [ids[stop], lm.tokenizer.eos_token_id]
     text = complete(lm, PROMPTS[1], max_new_tokens=8)[0]
     assert text == lm.tokenizer.decode(ids[: stop + 1], skip_special_tokens=True)
-    together = complete(
-        lm, PROMPTS, max_new_tokens=8
-    )  # a row that has ended waits for the others, and adds nothing
+    # a row that has ended waits for the others, and adds nothing
+    together = complete(lm, PROMPTS, max_new_tokens=8)
     assert together[1] == text and lm.tokenizer.pad_token not in "".join(together)
 
 
 def test_the_models_own_sampling_settings_play_no_part():
     lm = tiny_model("gpt2")
-    said = (
-        complete(lm, PROMPTS, max_new_tokens=8),
-        complete(lm, PROMPTS, temperature=1.0, max_new_tokens=8),
-    )
+    said = [complete(lm, PROMPTS, temperature=t, max_new_tokens=8) for t in (0.0, 1.0)]
     lm.model.generation_config.update(
         repetition_penalty=9.0, temperature=0.1, top_k=1, do_sample=True
     )
-    assert (
-        complete(lm, PROMPTS, max_new_tokens=8),
-        complete(lm, PROMPTS, temperature=1.0, max_new_tokens=8),
-    ) == said
+    assert said == [complete(lm, PROMPTS, temperature=t, max_new_tokens=8) for t in (0.0, 1.0)]
 
 
 def test_the_model_is_left_as_it_was(tiny):
@@ -200,9 +162,8 @@ def test_the_model_is_left_as_it_was(tiny):
         complete(tiny, PROMPTS, SteeringVectors(torch.ones(1, 5), 1))
     assert complete(tiny, PROMPTS, max_new_tokens=4) == plain and hooks(tiny) == []
     assert all(torch.equal(v, before[k]) for k, v in tiny.model.state_dict().items())
-    assert tiny.model.generation_config.to_dict() == config and torch.equal(
-        torch.get_rng_state(), rng
-    )
+    assert tiny.model.generation_config.to_dict() == config
+    assert torch.equal(torch.get_rng_state(), rng)
 
 
 @pytest.mark.parametrize(
@@ -220,8 +181,7 @@ def test_the_model_is_left_as_it_was(tiny):
     ],
 )
 def test_bad_arguments_are_refused(tiny, change, message):
+    arguments = dict(prompts=PROMPTS, vectors=vectors_for(tiny), max_new_tokens=2) | change
     with pytest.raises(ValueError, match=message):
-        complete(
-            tiny, **(dict(prompts=PROMPTS, vectors=vectors_for(tiny), max_new_tokens=2) | change)
-        )
+        complete(tiny, **arguments)
     assert hooks(tiny) == []

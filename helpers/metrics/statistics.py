@@ -1,72 +1,108 @@
-"""measures.statistics"""
+"""Intervals, scores against labels, and counts. Nothing here needs torch."""
 
 import math
+import warnings
 
 import numpy as np
-import torch
 
 
-def _ranks(values):
+def wilson(hits, n, z=1.96) -> tuple[float, float]:
+    """The Wilson interval of a rate (95 % at the default z); (0, 1) where n is 0."""
+    if not 0 <= hits <= n:
+        raise ValueError(f"{hits} hits of {n} is not a rate: hits must lie in 0 … {n}.")
+    if n == 0:
+        return 0.0, 1.0
+    rate, z2 = hits / n, z * z
+    middle = rate + z2 / (2 * n)
+    half = z * np.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))
+
+
+def bootstrap(
+    values, statistic=np.mean, level=0.95, n_resamples=2000, seed=0
+) -> tuple[float, float]:
+    """Percentile interval of a statistic over independent units (prompts × seeds), two or more: one
+    value, or one row of values, per unit.
+
+    Vectors of one orthogonal set are not independent: average over them first.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim == 0 or len(values) < 2:
+        raise ValueError("bootstrap needs at least two units.")
+    draws = np.random.default_rng(seed).integers(0, len(values), (n_resamples, len(values)))
+    found = [statistic(values[d]) for d in draws]
+    low, high = np.percentile(found, [50 - 50 * level, 50 + 50 * level])
+    return float(low), float(high)
+
+
+def ranks(values) -> np.ndarray:
     """Mean rank of each value, from 0 to 1; ties share theirs."""
-    values = np.asarray(values, float)
-    below, same = (values[None] < values[:, None]).sum(1), (values[None] == values[:, None]).sum(1)
-    return (below + (same - 1) / 2) / max(len(values) - 1, 1)
+    from scipy.stats import rankdata
+
+    return (rankdata(values) - 1) / max(len(values) - 1, 1)
+
+
+_ranks = ranks
 
 
 def auc(score, label) -> float:
-    """The probability that a positive scores above a negative, ties counted half; 0.5 where one of the two is missing."""
-    score, label = np.asarray(score, float), np.asarray(label, bool)
+    """The probability that a positive scores above a negative, ties counted half; 0.5 where one of
+    the two is missing."""
+    from sklearn.metrics import roc_auc_score
+
+    label = np.asarray(label, bool)
     if label.all() or not label.any():
         return 0.5
-    difference = score[label][:, None] - score[~label][None]
-    return float((difference > 0).mean() + (difference == 0).mean() / 2)
+    return float(roc_auc_score(label, score))
 
 
 def roc(score, label) -> tuple[np.ndarray, np.ndarray]:
     """False and true positive rates at every threshold, from none to all flagged."""
-    score, label = np.asarray(score, float), np.asarray(label, bool)
-    cuts = [np.inf, *sorted(set(score.tolist()), reverse=True)]
-    return tuple(
-        np.array([(score[which] >= c).mean() if which.any() else 0.0 for c in cuts])
-        for which in (~label, label)
-    )
+    from sklearn.metrics import roc_curve
+
+    with warnings.catch_warnings():  # of labels that are all alike: their rates are 0 then
+        warnings.simplefilter("ignore")
+        false, true, _ = roc_curve(np.asarray(label, bool), score, drop_intermediate=False)
+    return np.nan_to_num(false), np.nan_to_num(true)
 
 
 def permutation_p(score, label, groups, n=2000, seed=0) -> float:
-    """How often labels shuffled within groups (sets) give an AUC as high as the true ones: a one-sided p."""
-    label, groups, rng = np.asarray(label, bool), np.asarray(groups), np.random.default_rng(seed)
+    """How often labels shuffled within groups (sets) give an AUC as high as the true ones do."""
+    label, groups = np.asarray(label, bool), np.asarray(groups)
+    rng = np.random.default_rng(seed)
     members = [np.flatnonzero(groups == g) for g in dict.fromkeys(groups.tolist())]
-    ranks, reached = _ranks(score), 0
-    true = ranks[label].sum()  # the AUC rises and falls with the positives' sum of ranks
+    rank = ranks(score)
+    true = rank[label].sum()  # the AUC rises and falls with the positives' sum of ranks
+    reached = 0
     for _ in range(n):
-        reached += (
-            sum(ranks[rng.permutation(m)[: label[m].sum()]].sum() for m in members) >= true - 1e-9
-        )
+        drawn = [rng.permutation(m)[: label[m].sum()] for m in members]
+        reached += sum(rank[d].sum() for d in drawn) >= true - 1e-9
     return (1 + reached) / (1 + n)
 
 
 def missed(hits, size, n) -> float:
-    """The chance that n vectors drawn from a set of `size` without replacement contain none of its `hits` hits."""
-    return math.comb(size - hits, n) / math.comb(size, n)
+    """The chance that n vectors drawn from a set of `size` hold none of its `hits` hits."""
+    from scipy.stats import hypergeom
+
+    return float(hypergeom.pmf(0, size, hits, n))
 
 
 def needed(hits, size, chance=0.95) -> float:
-    """How many vectors of a set give at least one hit with this chance, averaged over sets of `size` vectors with `hits` hits
-    each; infinite if whole sets do not suffice."""
-    return next(
-        (
-            n
-            for n in range(1, size + 1)
-            if 1 - np.mean([missed(h, size, n) for h in hits]) >= chance
-        ),
-        math.inf,
-    )
+    """How many vectors of a set give at least one hit with this chance, averaged over sets of
+    `size` vectors with `hits` hits each; infinite if whole sets do not suffice."""
+    for n in range(1, size + 1):
+        if 1 - np.mean([missed(h, size, n) for h in hits]) >= chance:
+            return n
+    return math.inf
 
 
 def mahalanobis(x, clean, shrink=0.1) -> np.ndarray:
-    """Distance of each x from the clean prompts in units of their spread; the covariance is shrunk towards a multiple of 1."""
-    covariance, off = torch.cov(clean.double().T), (x - clean.mean(0)).double()
-    covariance = (1 - shrink) * covariance + shrink * covariance.diagonal().mean() * torch.eye(
-        len(covariance)
-    ).to(covariance)
-    return (off * torch.linalg.solve(covariance, off.T).T).sum(1).sqrt().cpu().numpy()
+    """Distance [n] of each row of x [n, d] from the `clean` rows [n_clean, d] in units of their
+    spread; their covariance is shrunk towards a multiple of 1."""
+    from scipy.linalg import solve
+    from sklearn.covariance import shrunk_covariance
+
+    x, clean = (np.asarray(rows.cpu(), float) for rows in (x, clean))
+    covariance = shrunk_covariance(np.cov(clean.T), shrink)
+    off = x - clean.mean(0)
+    return np.sqrt((off * solve(covariance, off.T, assume_a="pos").T).sum(1))

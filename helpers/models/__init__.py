@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "language_model": ["LanguageModel"],
         "loading": ["TINY", "DTYPES", "load", "random_weights_", "byte_tokenizer"],
+        "remember": ["remembered"],
         "packaged": ["DEFAULT", "PACKAGED"],
         "obtain": ["ModelError", "cache_folder", "packaged_folder", "quiet", "why", "brief"],
     },

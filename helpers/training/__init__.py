@@ -1,23 +1,21 @@
-"""Objectives, the sphere, optimisers; Jacobian directions; random controls."""
+"""Objectives, the sphere and its random controls, optimisers; the rule for R."""
 
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "controls": ["covariance_vectors"],
         "jacobian": ["jacobian_ratio", "calibrated_radius"],
-        "optimisers": [
-            "normalise", "METHODS",
-            "TrainingResult",
-            "objective",
-            "value_and_grad",
-            "value",
+        "objectives": ["objective", "value", "value_and_grad"],
+        "optimisers": ["METHODS", "Stopped", "TrainingResult", "learned_and_start", "train"],
+        "sphere": [
+            "covariance_directions",
+            "covariance_vectors",
+            "directions",
+            "normalise",
             "orthonormalise",
-            "without",
             "random_vectors",
-            "learned_and_start",
-            "train",
+            "without",
         ],
     },
 )

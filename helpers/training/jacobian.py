@@ -1,19 +1,21 @@
 """The rule for R: how nonlinear the span is, and the radius at which that reaches one half."""
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
 
-from ..residual import check_radii, normalise
+from ..residual import check_radii
+from .sphere import directions
 
 
-# ---------------------------------------------------------------------------------------------- the rule for R
 def jacobian_ratio(span, radii, n_directions=30, seed=0, epsilon=0.5) -> np.ndarray:
-    """sqrt(mean ‖Δ(Rv) − R·Jv‖² / ‖R·Jv‖²) over random unit directions v, one number per radius: how nonlinear the span is.
+    """sqrt(mean ‖Δ(Rv) − R·Jv‖² / ‖R·Jv‖²) over random unit directions v, one number per radius.
 
-    0: doubling R doubles the change; 0.5 is where Deep Causal Transcoding (Mack & Turner 2024) sets R. Jv is the central
-    difference over ±`epsilon`, which is exact enough where epsilon is far below the residuals' own norm.
+    How nonlinear the span is: at 0, doubling R doubles the change; 0.5 is where Deep Causal
+    Transcoding (Mack & Turner 2024) sets R. Jv is the central difference over ±`epsilon`, which is
+    exact enough where epsilon is far below the residuals' own norm.
     """
     ratio_at = _ratio_at(span, n_directions, seed, epsilon)
     return np.array([ratio_at(r) for r in check_radii(radii)])
@@ -21,9 +23,7 @@ def jacobian_ratio(span, radii, n_directions=30, seed=0, epsilon=0.5) -> np.ndar
 
 def _ratio_at(span, n_directions, seed, epsilon=0.5):
     """The ratio as a function of R; the linear part is computed once."""
-    unit = normalise(
-        torch.randn(n_directions, span.lm.d_model, generator=torch.Generator().manual_seed(seed))
-    )
+    unit = directions(n_directions, span.lm.d_model, seed)
     with torch.no_grad():
         linear = (span.delta(epsilon * unit) - span.delta(-epsilon * unit)) / (2 * epsilon)
     size = linear.flatten(1).norm(dim=1)
@@ -37,20 +37,28 @@ def _ratio_at(span, n_directions, seed, epsilon=0.5):
 
 
 def calibrated_radius(span, ratio=0.5, n_directions=30, seed=0) -> float:
-    """The radius at which `jacobian_ratio` reaches `ratio`, to 2 % of that ratio: guessed as if the ratio grew with R, and halved
-    (on the log scale) between the nearest radii below and above where the guess leaves them."""
+    """The radius at which `jacobian_ratio` reaches `ratio`, to 0.1 %.
+
+    From R = 8 doubled or halved until the ratio lies between two radii, then Brent's method on
+    log R. ValueError where no radius from 0.001 to 1e6 has that ratio.
+    """
+    from scipy.optimize import brentq
+
     if not 0 < ratio < math.inf:
         raise ValueError(f"ratio {ratio} is not a finite number above 0.")
-    ratio_at, radius, low, high = _ratio_at(span, n_directions, seed), 8.0, 0.0, math.inf
-    while 1e-3 < radius < 1e6:
-        found = ratio_at(radius)
-        if abs(found / ratio - 1) < 0.02 or high / max(low, 1e-9) < 1.005:
-            return radius
-        low, high = (radius, high) if found < ratio else (low, radius)
-        radius *= min(4.0, max(0.25, ratio / max(found, 1e-9)))
-        if not low < radius < high:
-            radius = math.sqrt(low * high)
-    raise ValueError(
-        f"no radius from 0.001 to 1e6 has a Jacobian ratio of {ratio}: "
-        + ("this span is linear." if high == math.inf else "use a larger ratio.")
-    )
+    ratio_at = _ratio_at(span, n_directions, seed)
+
+    @cache
+    def excess(log_radius):
+        return math.log(max(ratio_at(math.exp(log_radius)), 1e-9) / ratio)
+
+    near, step = math.log(8), math.log(2)
+    step = step if excess(near) < 0 else -step
+    while (excess(near + step) < 0) == (step > 0):  # not yet passed
+        near += step
+        if not 1e-3 < math.exp(near) < 1e6:
+            raise ValueError(
+                f"no radius from 0.001 to 1e6 has a Jacobian ratio of {ratio}: "
+                + ("this span is linear." if step > 0 else "use a larger ratio.")
+            )
+    return math.exp(brentq(excess, near, near + step, xtol=1e-3))

@@ -1,0 +1,70 @@
+"""How large a change is: at the span's target, and in the probabilities of the next token."""
+
+import math
+
+import numpy as np
+import torch
+
+from ..residual import positions_of
+from ..steering import SteeringVectors
+
+
+def change(span, vectors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean over target tokens of ‖Δ‖, and of ‖Δ‖ / ‖clean‖: two tensors [n_vectors, n_prompts].
+
+    ValueError for a span with several target layers.
+    """
+    if not span.single:
+        raise ValueError(
+            f"change needs a span with one target layer, this one has {span.target_layers}."
+        )
+    with torch.no_grad():
+        size = span.delta(vectors).norm(dim=-1)  # [n_vectors, n_prompts, n_positions]
+    clean = span.clean_target.norm(dim=-1).clamp(min=1e-12)
+    count = span.target_mask.sum(-1)
+    return size.sum(-1) / count, (size / clean * span.target_mask).sum(-1) / count
+
+
+def scaled_to_effect(span, vectors, relative, upto=32.0, n_steps=11) -> SteeringVectors:
+    """Each vector made longer until its relative `change` is `relative`, at most `upto` times.
+
+    Tried at `n_steps` factors from 1 to `upto` in equal ratios; the first that reaches it is
+    interpolated on the log scale. A vector that already does more is left as it is.
+    """
+    factors = np.geomspace(1, upto, n_steps)
+    tried = [change(span, float(f) * vectors)[1].mean(1).numpy() for f in factors]
+    found = [_factor(factors, sizes, relative) for sizes in np.stack(tried, 1)]
+    tensor = torch.tensor(found)[:, None] * vectors.tensor
+    return SteeringVectors(tensor, vectors.source_layer, vectors.site)
+
+
+def _factor(factors, sizes, relative) -> float:
+    reached = np.flatnonzero(sizes >= relative)
+    if not len(reached):
+        return float(factors[-1])
+    i = reached[0]
+    if i == 0:
+        return 1.0
+    share = 1.0
+    if sizes[i] > sizes[i - 1] > 0:
+        share = math.log(relative / sizes[i - 1]) / math.log(sizes[i] / sizes[i - 1])
+    return float(factors[i - 1] * (factors[i] / factors[i - 1]) ** share)
+
+
+def kl(clean_logp, other_logp) -> torch.Tensor:
+    """KL(clean ‖ other) in nats over the last dimension of log-probabilities: Σ exp(p)(p − q)."""
+    return (clean_logp.exp() * (clean_logp - other_logp)).sum(-1)
+
+
+def log_probabilities(lm, encoded, keep) -> torch.Tensor:
+    """Log-probabilities [n, keep, vocabulary] in fp32 at the last `keep` tokens."""
+    positions = positions_of(encoded["attention_mask"])
+    out = lm.model(**encoded, position_ids=positions, use_cache=False, logits_to_keep=keep)
+    return out.logits[:, -keep:].float().log_softmax(-1)
+
+
+@torch.no_grad()
+def kl_from_clean(lm, prompt, steered) -> torch.Tensor:
+    """`kl` [n_vectors] of the token after `prompt`, from the unsteered model's to the `steered`
+    log-probabilities [n_vectors, vocabulary]."""
+    return kl(log_probabilities(lm, lm.encode([prompt]), 1)[0, 0], steered).cpu()
