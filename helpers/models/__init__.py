@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "loading": ["TINY", "DTYPES", "LanguageModel", "load", "random_weights_", "byte_tokenizer"],
+        "remember": ["remembered"],
         "obtain": [
             "DEFAULT",
             "PACKAGE",
