@@ -1,0 +1,3 @@
+"""The model that everything uses unless told otherwise. Nothing here needs torch."""
+
+DEFAULT = "SmolLM2-135M-Instruct"
