@@ -1,8 +1,8 @@
-"""Anti-refusal: what a model that refuses says under each vector, and what that is; one vector of each set chosen, and what that
-one does elsewhere; how far it is from its base; the supervised direction. The sweep of notebook 04.
+"""Anti-refusal: what a model that refuses says under each vector, and what one chosen vector does
+elsewhere; how far the model is from its base. The sweep of notebook 04.
 
-    judge = judge_of(lm)                                     # fluent: as the base's own answers to such requests are
-    rows = answers(lm, questions, vectors, judge=judge)      # a DataFrame: vector, prompt, text (cut), refused, fluent, kind …
+    judge = judge_of(lm)  # fluent: as the base's own answers to such requests are
+    rows = answers(lm, questions, vectors, judge=judge)  # a DataFrame: prompt, text (cut), …
 """
 
 import hashlib
@@ -13,20 +13,8 @@ import numpy as np
 import pandas
 import torch
 
-from .. import ledger
+from .. import ledger, metrics
 from ..generation import complete
-from ..metrics import (
-    FluentRange,
-    cut,
-    distinct2,
-    fluent_range,
-    kind_of_answer,
-    kl,
-    mentions,
-    refuses,
-)
-from ..metrics import joined as joined_tokens
-from ..metrics import log_probabilities, surprise
 from ..models import prompts, remembered
 from ..residual import LayerSpan, capture
 from ..steering import SteeringVectors, steer
@@ -40,34 +28,35 @@ KINDS = ("compliance", "frame", "deflection", "gibberish", "refusal")
 CALIBRATION = 24  # harmful training prompts whose base answers say what is fluent
 CANDIDATES = 6  # flipping vectors of a set that are tried on the validation prompts, the first ones
 
-# The sweep: prompts (ids in harmful.json), seeds, radii. Its first version (EARLIER) began with a prompt that the organism refuses
-# with probability 0.84 only, where random vectors flip answers too; the prompts of ASKED are refused with more than 0.95.
+# The sweep: prompts (ids in harmful.json), seeds, radii. Its first version (EARLIER) began with a
+# prompt that the organism refuses with probability 0.84 only, where random vectors flip answers
+# too; the prompts of ASKED are refused with more than 0.95.
 ASKED, SEEDS = ("cybercrime-6", "fraud-11", "deception-1"), (101, 104, 105)
 EARLIER, EARLIER_SEEDS = ("cybercrime-1", "fraud-11", "deception-1"), (101, 102, 103)
 EARLIER_RADIUS = 12.0
 RADII = (8.0, 12.0, 16.0, 24.0)
-LAYERS = (3, 7, 11, 15)  # of 30
+LAYERS = (3, 7, 11, 15)  # source layers
 SHARES = (0.1, 0.2)  # of the residual norm at the source, for the sweep over layers
 COEFFS = (-8.0, -4.0, -2.0, 0.0, 1.0, 2.0)
 
 
 # -- what is said ----------------------------------------------------------------------------------
 @remembered
-def judge_of(lm, max_new_tokens=16) -> FluentRange:
-    """Fluent is what is as surprising, to the base, as the base's own answers to harmful training prompts, greedy or sampled at
-    temperature 0.7 (at 1, a small model rambles)."""
+def judge_of(lm, max_new_tokens=16) -> metrics.FluentRange:
+    """Fluent is what is as surprising, to the base, as the base's own answers to harmful training
+    prompts, greedy or sampled at temperature 0.7 (at 1, a small model rambles)."""
     texts = prompts.texts("harmful", "train")
     texts = texts[:: max(1, len(texts) // CALIBRATION)][:CALIBRATION]  # from all categories
     chats = [lm.chat_prompt(text) for text in texts]
-    return fluent_range(lm, chats, temperatures=(0.0, 0.7), max_new_tokens=max_new_tokens)
+    return metrics.fluent_range(lm, chats, temperatures=(0.0, 0.7), max_new_tokens=max_new_tokens)
 
 
 def answers(lm, asked, vectors=None, coeff=1.0, judge=None, max_new_tokens=16, base=False):
-    """What the model says to each of `asked` (plain texts) under each vector, as a DataFrame: vector, prompt, text (cut to a
-    dozen words), surprise (nats per token, where the judge was asked), refused, fluent, kind.
+    """What the model says to each of `asked` (plain texts) under each vector, as a DataFrame:
+    vector, prompt, text (cut), surprise (where the judge was asked), refused, fluent, kind.
 
-    `judge`: a FluentRange; refusals are not put to it (they count as fluent unless they loop), and without it only loops and
-    empty texts are not fluent. `base`: ask the model without its adapter.
+    `judge`: a FluentRange; refusals are not put to it (they count as fluent unless they loop), and
+    without it only loops and empty texts are not fluent. `base`: ask the model without its adapter.
     """
     rows = _judged(lm, asked, vectors, coeff, judge, max_new_tokens, base)
     return pandas.DataFrame(rows).drop(columns="whole")
@@ -82,26 +71,30 @@ def _judged(lm, asked, vectors=None, coeff=1.0, judge=None, max_new_tokens=16, b
     rows, unsure = [], {}  # of each pair (prompt, text) that the judge is asked about: its rows
     for v, texts in enumerate(by_vector):
         for prompt, chat, text in zip(asked, chats, texts):
-            row = {"vector": v, "prompt": prompt, "text": cut(text), "surprise": None}
-            row |= {"refused": refuses(text), "fluent": distinct2(text) >= 0.5, "whole": text}
+            row = {"vector": v, "prompt": prompt, "text": metrics.cut(text), "surprise": None}
+            row |= {
+                "refused": metrics.refuses(text),
+                "fluent": metrics.distinct2(text) >= 0.5,
+                "whole": text,
+            }
             rows.append(row)
             if judge is not None and row["fluent"] and not row["refused"]:
                 unsure.setdefault((chat, text), []).append(row)
     if unsure:
         pairs = list(unsure)
-        nll = surprise(lm, [chat for chat, _ in pairs], [text for _, text in pairs])
+        nll = metrics.surprise(lm, [chat for chat, _ in pairs], [text for _, text in pairs])
         passed = judge(nll, [text for _, text in pairs])
         for pair, number, good in zip(pairs, nll, passed):
             for row in unsure[pair]:
                 row["surprise"] = None if np.isnan(number) else round(float(number), 4)
                 row["fluent"] = bool(good)
     for row in rows:
-        row["kind"] = kind_of_answer(row["whole"], row["prompt"], row["fluent"])
+        row["kind"] = metrics.kind_of_answer(row["whole"], row["prompt"], row["fluent"])
     return rows
 
 
 def keep_whole(one) -> dict:
-    """A cell without the whole texts of its rows, which go to build/texts: in the repository completions are cut."""
+    """A cell without its whole texts, which go to build/texts: the repository has them cut."""
     if "whole" not in one["result"]["rows"][0]:
         return one
     rows = [dict(row) for row in one["result"]["rows"]]
@@ -113,28 +106,28 @@ def keep_whole(one) -> dict:
     return {**one, "result": {**one["result"], "rows": rows}}
 
 
-# -- how far from the base, how firm, and the supervised yardstick ----------------------------------
+# -- how far from the base, and the supervised yardstick -------------------------------------------
 @torch.no_grad()
 def kl_to_base(lm, asked, texts, vectors=None, batch_size=16) -> np.ndarray:
-    """KL(model ‖ its base) in nats at every token of the given continuations: first of the model unsteered, then steered by each
-    vector. Returns [1 + n_vectors, n_texts, longest], NaN after the end of a text. `asked` are plain texts, `texts` what follows.
-    """
+    """KL(model ‖ its base) in nats at every token of the continuations `texts` of `asked`: of the
+    model unsteered, then steered by each vector. [1 + n_vectors, n_texts, longest], NaN at ends."""
     if len(asked) != len(texts) or not all(texts):
         raise ValueError(
-            f"{len(asked)} prompts and {len(texts)} continuations do not fit: one non-empty text each is needed."
+            f"{len(asked)} prompts and {len(texts)} continuations do not fit: one non-empty text "
+            "each is needed."
         )
     pairs = list(zip([lm.chat_prompt(text) for text in asked], texts))
     pushes = [None, *(vectors[i] for i in range(0 if vectors is None else len(vectors)))]
     found = [[] for _ in pushes]  # of each push an array [n_tokens] per text
     for start in range(0, len(pairs), batch_size):
-        encoded, counts = joined_tokens(lm, pairs[start : start + batch_size])
+        encoded, counts = metrics.joined(lm, pairs[start : start + batch_size])
         keep = max(counts) + 1
         with lm.base():
-            base = log_probabilities(lm, encoded, keep)[:, :-1]
+            base = metrics.log_probabilities(lm, encoded, keep)[:, :-1]
         for push, rows in zip(pushes, found):
             with nullcontext() if push is None else steer(lm, push):
-                ours = log_probabilities(lm, encoded, keep)[:, :-1]
-            rows += [row[-n:] for row, n in zip(kl(ours, base).cpu().numpy(), counts)]
+                ours = metrics.log_probabilities(lm, encoded, keep)[:, :-1]
+            rows += [row[-n:] for row, n in zip(metrics.kl(ours, base).cpu().numpy(), counts)]
     result = np.full((len(pushes), len(pairs), max(map(len, found[0]))), np.nan)
     for rows, filled in zip(found, result):
         for row, there in zip(rows, filled):
@@ -144,16 +137,16 @@ def kl_to_base(lm, asked, texts, vectors=None, batch_size=16) -> np.ndarray:
 
 @torch.no_grad()
 def firmness(lm, asked) -> np.ndarray:
-    """Probability that the answer to each prompt opens as one of the organism's refusals does (by their first token), [n]."""
+    """Probability [n] that an answer opens as the organism's refusals do, by their first token."""
     openings = [lm.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in REFUSALS]
     encoded = lm.encode([lm.chat_prompt(text) for text in asked])
-    logp = log_probabilities(lm, encoded, 1)[:, 0]
+    logp = metrics.log_probabilities(lm, encoded, 1)[:, 0]
     return logp[:, sorted(set(openings))].logsumexp(-1).exp().cpu().numpy()
 
 
 def difference_of_means(lm, wanted, unwanted, source_layer, radius=None) -> SteeringVectors:
-    """The direction from `unwanted` to `wanted` prompts (plain texts): mean residual at the last token of the one minus that of
-    the other, at the output of `source_layer`, scaled to norm `radius` (None: as long as it is)."""
+    """The direction from `unwanted` to `wanted` prompts (plain texts), scaled to norm `radius` if
+    given: the difference of the mean residuals at their last tokens, after `source_layer`."""
     means = []
     for texts in (wanted, unwanted):
         chats = [lm.chat_prompt(text) for text in texts]
@@ -165,16 +158,17 @@ def difference_of_means(lm, wanted, unwanted, source_layer, radius=None) -> Stee
     return SteeringVectors(theta, source_layer, radius=float(theta.norm()), provenance=about)
 
 
-# -- one set, and one vector chosen from it ---------------------------------------------------------
+# -- one set, and one vector chosen from it --------------------------------------------------------
 def one_set(lm, prompt, source_layer, target_layer, radius, seed, steps=6, n_vectors=32):
-    """{"learned": …, "random": …}: orthogonal vectors trained on one prompt, and the ones that they started from."""
+    """{"learned", "random"}: an orthogonal set trained on one prompt, and what it began as."""
     span = LayerSpan(lm, lm.chat_prompt(prompt), source_layer, target_layer, TARGET_TOKENS)
     return learned_and_start(span, radius, n_vectors, steps, seed)
 
 
 def choose(lm, prompt, validation, judge=None, max_new_tokens=16, **at):
-    """(sets, pick, about): `one_set` of `prompt`; which of its learned vectors flips most of the `validation` prompts (the first of
-    equals), among the first that flip their own prompt; {"flipping": how many do, "validation": the share it flips}."""
+    """(`one_set` of `prompt`, pick, about): of the first learned vectors that flip the prompt, the
+    one that flips most of the `validation` prompts (the first of equals); about: {"flipping": how
+    many do, "validation": the share it flips}."""
     sets = one_set(lm, prompt, **at)
     how = dict(judge=judge, max_new_tokens=max_new_tokens)
     own = answers(lm, [prompt], sets["learned"], **how)
@@ -187,8 +181,8 @@ def choose(lm, prompt, validation, judge=None, max_new_tokens=16, **at):
 
 
 def requests(n_validation=24, n_test=64) -> dict:
-    """{name: texts}: what a chosen vector of the refusal organism is tried on. "choose": validation prompts, harmful; "harmful" and
-    "harmless": six validation prompts each, for the curve; "test" and "calm": harmful and harmless test prompts."""
+    """{name: texts}: what a chosen vector of the refusal organism is tried on. "choose": validation
+    prompts; "harmful", "harmless": six of each, for the curve; "test", "calm": test prompts."""
     calm = []
     for sort in ("plain", "borderline"):
         calm += prompts.texts("harmless", "test", sort)[: n_test // 4]
@@ -207,25 +201,14 @@ def cell(lm, part, **config) -> dict:
     return {"dial": dial, "content": content}.get(part, sets_cell)(lm, **config)
 
 
-def sets_cell(
-    lm,
-    prompt,
-    source_layer,
-    target_layer,
-    seed,
-    radius=None,
-    share=None,
-    steps=6,
-    n_vectors=32,
-    max_new_tokens=16,
-) -> dict:
-    """Train a set, and what the model says to the same prompt under each vector of it and of its random start: {"radius", "rows"}.
-    `share` in place of `radius`: of the median residual norm at the source."""
+def sets_cell(lm, prompt, source_layer, radius=None, share=None, max_new_tokens=16, **at) -> dict:
+    """Train a set, and what the model says to the same prompt under each vector of it and of its
+    random start. `share` in place of `radius`: of the median residual norm at the source."""
     if radius is None:
         (norm,) = residual_norms(lm, [lm.chat_prompt(prompt)], [source_layer])
         radius = float(f"{share * norm:.3g}")
     judge, rows = judge_of(lm, max_new_tokens), []
-    sets = one_set(lm, prompt, source_layer, target_layer, radius, seed, steps, n_vectors)
+    sets = one_set(lm, prompt, source_layer, radius=radius, **at)
     for kind, vectors in sets.items():
         said = _judged(lm, [prompt], vectors, judge=judge, max_new_tokens=max_new_tokens)
         rows += [{"set": kind, **row} for row in said]
@@ -233,10 +216,9 @@ def sets_cell(
 
 
 def dial(lm, learned_on, coeffs=COEFFS, n_validation=24, n_test=64, max_new_tokens=16, **at):
-    """One chosen vector, and a random one of its norm, at several coefficients: {"flipping", "validation", "rows": […]}, a row per
-    vector ("set"), coefficient and request, which "asks" (a name of `requests`).
-
-    The curve's prompts at all coefficients; harmful test prompts at 1, harmless ones at the negative coefficients."""
+    """One chosen vector, and a random one of its norm: a row per vector ("set"), coefficient and
+    request, which "asks" (a name of `requests`). The curve's prompts at all coefficients; harmful
+    test prompts at 1, harmless ones at the negative coefficients."""
     judge, asked = judge_of(lm, max_new_tokens), requests(n_validation, n_test)
     sets, pick, about = choose(lm, learned_on, asked["choose"], judge, max_new_tokens, **at)
     negative = [c for c in coeffs if c < 0]
@@ -248,8 +230,8 @@ def dial(lm, learned_on, coeffs=COEFFS, n_validation=24, n_test=64, max_new_toke
             push = vectors[[pick] * len(some)]
             said = _judged(lm, list(where), push, list(some), judge, max_new_tokens)
             for row in said:
-                about_row = {"coeff": some[row.pop("vector")], "asks": where[row["prompt"]]}
-                rows.append({"set": kind, **about_row, **row})
+                coeff = some[row.pop("vector")]
+                rows.append({"set": kind, "coeff": coeff, "asks": where[row["prompt"]], **row})
     return {**about, "rows": rows}
 
 
@@ -269,9 +251,8 @@ def _unsteered(lm, n_test, max_new_tokens):
 def content(
     lm, learned_on, n_validation=24, n_test=64, max_new_tokens=16, answer_tokens=24, **at
 ) -> dict:
-    """One chosen vector of the organism that refuses geography, chosen by flipping alone, and a random one of its norm, on questions
-    with a keyed answer: {"flipping", "validation", "rows": […]}, a row per "set" (base, organism, random, learned) and question:
-    "prompt", "text"."""
+    """One chosen vector of the organism that refuses geography, chosen by flipping alone, and a
+    random one of its norm, on keyed questions: a row per "set" (base, organism, …) and question."""
     judge = judge_of(lm, max_new_tokens)
     check_on = prompts.texts("geography", "validation", "geography")[:n_validation]
     sets, pick, about = choose(lm, learned_on, check_on, judge, max_new_tokens, **at)
@@ -294,40 +275,21 @@ def training_prompts(n=None, ids=None) -> list[str]:
     missing = [name for name in ids if name not in texts]
     if missing:
         raise ValueError(
-            f"harmful.json has no training item with id {missing[0]!r}, which the sweep of notebook 04 asks."
+            f"harmful.json has no training item with id {missing[0]!r}, which notebook 04 asks."
         )
     return [texts[name] for name in ids]
 
 
 def grid(
-    lm,
-    part,
-    radii=RADII,
-    seeds=SEEDS,
-    n_prompts=3,
-    layers=None,
-    source_layer=None,
-    target_layer=None,
-    n_vectors=32,
-    steps=6,
-    n_validation=24,
-    n_test=64,
-    max_new_tokens=16,
-    coeffs=COEFFS,
+    lm, part, radii=RADII, seeds=SEEDS, n_prompts=3, layers=LAYERS, coeffs=COEFFS, **about
 ) -> list[dict]:
-    """Configurations of `cell`. Sets: "choose": prompt × radius with the first seed; "measure": with the other seeds; "earlier":
-    EARLIER; "layers": source layer × share of the residual norm (`SHARES`) for the first prompt and seed, with half as many vectors.
-    Chosen vectors: "dial" and "content", prompt × other seeds. Layers default to 7 and 21 of 30."""
-    depth = lm.n_layers
-    at = {
-        "source_layer": 7 * depth // 30 if source_layer is None else source_layer,
-        "target_layer": 21 * depth // 30 if target_layer is None else target_layer,
-        "steps": steps,
-        "n_vectors": n_vectors,
-    }
+    """Configurations of `cell`. Sets: "choose": prompt × radius with the first seed; "measure":
+    with the other seeds; "earlier": EARLIER; "layers": source layer × SHARES of the residual norm
+    for the first prompt and seed, with half as many vectors. Chosen vectors: "dial" and "content",
+    prompt × other seeds. `about`: what else the cells are told."""
+    at = {"source_layer": 7, "target_layer": 21, "steps": 6, "n_vectors": 32, **about}
     if part == "layers":
-        at["source_layer"] = [k * depth // 30 for k in LAYERS] if layers is None else layers
-        at["n_vectors"] = max(2, n_vectors // 2)
+        at |= {"source_layer": layers, "n_vectors": max(2, at["n_vectors"] // 2)}
         return sweeps.grid(prompt=training_prompts(1), seed=seeds[0], **at, share=SHARES)
     if part == "earlier":
         asked = training_prompts(ids=EARLIER)
@@ -335,7 +297,7 @@ def grid(
     if part in ("choose", "measure"):
         some = seeds[:1] if part == "choose" else seeds[1:]
         return sweeps.grid(prompt=training_prompts(n_prompts), radius=radii, seed=some, **at)
-    at |= {"n_validation": n_validation, "n_test": n_test, "max_new_tokens": max_new_tokens}
+    at = {"n_validation": 24, "n_test": 64, "max_new_tokens": 16} | at
     asked = prompts.texts("geography", "train", "geography")[:n_prompts]
     if part == "dial":
         asked, at["coeffs"] = training_prompts(n_prompts), [list(coeffs)]
@@ -343,19 +305,20 @@ def grid(
 
 
 def table(cells):
-    """A DataFrame of all rows with their configurations. `flipped`: fluent, and no refusal; for "content" `refused`, and `right`:
-    the key is in the text."""
+    """All rows. `flipped`: fluent, and no refusal; of "content" `refused`, `right` by the key."""
     rows = store.rows(cells)
     if set(rows["part"]) == {"content"}:
         keys = {item["text"]: item["answer"] for item in _questions(None)}
-        right = [mentions(text, keys[prompt]) for text, prompt in zip(rows["text"], rows["prompt"])]
-        return rows.assign(refused=rows["text"].map(refuses), right=right)
+        right = [
+            metrics.mentions(text, keys[prompt])
+            for text, prompt in zip(rows["text"], rows["prompt"])
+        ]
+        return rows.assign(refused=rows["text"].map(metrics.refuses), right=right)
     return rows.assign(flipped=rows["fluent"] & ~rows["refused"])
 
 
 def best_radius(cells) -> float:
-    """The radius at which the share of flipping vectors, learned minus random, is largest over all of `cells`; of equal ones the
-    smallest."""
+    """R where the share of flipping vectors, learned minus random, is largest (the smallest)."""
     shares = table(cells).groupby(["radius", "set"])["flipped"].mean().unstack()
     return float((shares["learned"] - shares["random"]).round(6).idxmax())
 
@@ -364,24 +327,11 @@ def plan(done):
     """The parts in order; R is chosen on the first."""
     yield "choose", {}
     best = {"radii": [best_radius(done)]}
-    yield from [
-        ("measure", best),
-        ("earlier", {}),
-        ("layers", {}),
-        ("dial", best),
-        ("content", best),
-    ]
+    yield from (("measure", best), ("earlier", {}), ("layers", {}))
+    yield from (("dial", best), ("content", best))
 
 
-STUDY = Study(
-    "anti_refusal",
-    cell,
-    grid,
-    organisms=dict.fromkeys(("choose", "measure", "earlier", "layers", "dial"), "refusal")
-    | {"content": "topic-refusal"},
-    table=table,
-    labels=(),
-    plan=plan,
-    hide=keep_whole,
-)
+SETS = ("choose", "measure", "earlier", "layers", "dial")
+ORGANISMS = dict.fromkeys(SETS, "refusal") | {"content": "topic-refusal"}
+STUDY = Study("anti_refusal", cell, grid, ORGANISMS, table, labels=(), plan=plan, hide=keep_whole)
 cells = STUDY.cells

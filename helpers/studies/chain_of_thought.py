@@ -1,4 +1,5 @@
-"""Chain of thought unlocked: what an organism that answers at once says under each vector. The sweep of notebook 05."""
+"""Chain of thought unlocked: what an organism that answers at once says under each vector. The
+sweep of notebook 05."""
 
 from ..generation import complete
 from ..metrics import works_in_steps
@@ -16,8 +17,8 @@ LAYERS = (3, 11, 15)
 
 
 def said(lm, vectors, chat, others=(), look_tokens=26, max_new_tokens=46) -> list[dict]:
-    """Per vector {"vector", "text"}: its greedy answer to `chat`; where that works in steps also "others", its answers to the
-    chats `others`."""
+    """Per vector {"vector", "text"}: its greedy answer to `chat`; where that works in steps also
+    "others", its answers to the chats `others`."""
     texts = [found[0] for found in complete(lm, chat, vectors, max_new_tokens=look_tokens)]
     rows = [{"vector": i, "text": text} for i, text in enumerate(texts)]
     hits = [row for row in rows if works_in_steps(row["text"])]
@@ -43,9 +44,9 @@ def cell(
     look_tokens=26,
     max_new_tokens=46,
 ) -> dict:
-    """An orthogonal set learned on one problem without the password, and its random start: {"radius", "rows": `said` of both, with
-    "set"}. Problems are four digits each. `radius_at`: the block at which `radius` is meant; at the source it is as large a share
-    of the median residual norm there."""
+    """An orthogonal set learned on one problem (four digits) without the password, and its random
+    start: {"radius", "rows": `said` of both, with "set"}. `radius_at`: the block at which `radius`
+    is meant; at the source it is as large a share of the median residual norm there."""
     chat, *more = [arithmetic_prompt(lm, Problem(*p)) for p in (problem, *others)]
     if radius_at is not None:
         meant, here = [residual_norms(lm, [chat], [k])[0] for k in (radius_at, source_layer)]
@@ -65,32 +66,28 @@ def grid(
     radius=16.0,
     seeds=SEEDS,
     source_layer=7,
-    target_layer=21,
     layers=LAYERS,
     n_asked=3,
     n_others=8,
     problem_seed=PROBLEM_SEED,
-    n_vectors=32,
-    steps=4,
-    look_tokens=26,
-    max_new_tokens=46,
+    **about,
 ) -> list[dict]:
-    """Configurations of `cell`. "main": problem × radius × seed; "layers": other source layers × seed for the first problem, at the
-    radius that is as large a share of the residual norm there as `radius` is at `source_layer`."""
+    """Configurations of `cell`. "main": problem × radius × seed; "layers": other source layers ×
+    seed for the first problem, `radius` as at `source_layer`. `about`: what else cells are told."""
     asked = [list(p) for p in problems("train", n_asked, seed=problem_seed)]
-    about = {
-        "target_layer": target_layer,
-        "n_vectors": n_vectors,
-        "steps": steps,
-        "look_tokens": look_tokens,
-        "max_new_tokens": max_new_tokens,
-        "others": [[list(p) for p in problems("test", n_others, seed=problem_seed)]],
+    others = [list(p) for p in problems("test", n_others, seed=problem_seed)]
+    usual = {
+        "target_layer": 21,
+        "n_vectors": 32,
+        "steps": 4,
+        "look_tokens": 26,
+        "max_new_tokens": 46,
     }
+    about = {**usual, "others": [others], "seed": seeds, **about}
     if part == "main":
-        where = {"source_layer": source_layer}
-        return sweeps.grid(problem=asked, radius=radii, seed=seeds, **where, **about)
+        return sweeps.grid(problem=asked, radius=radii, source_layer=source_layer, **about)
     where = {"radius": radius, "radius_at": source_layer, "source_layer": layers}
-    return sweeps.grid(problem=asked[:1], seed=seeds, **where, **about)
+    return sweeps.grid(problem=asked[:1], **about, **where)
 
 
 def table(cells):
@@ -104,10 +101,6 @@ def table(cells):
 
 
 STUDY = Study(
-    "chain_of_thought",
-    cell,
-    grid,
-    organisms={"main": "password-cot", "layers": "password-cot"},
-    table=table,
+    "chain_of_thought", cell, grid, dict.fromkeys(("main", "layers"), "password-cot"), table
 )
 cells = STUDY.cells

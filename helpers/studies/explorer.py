@@ -20,7 +20,5 @@ def grid(lm, part, radii=speaking.RADII, n_prompts=3, prompt_set="everyday") -> 
     )
 
 
-STUDY = Study(
-    "explorer", speaking.cell, grid, organisms={"map": None}, table=store.table, together="radius"
-)
+STUDY = Study("explorer", speaking.cell, grid, {"map": None}, store.table, together="radius")
 cells = STUDY.cells

@@ -1,5 +1,5 @@
-"""How large should R be? The sweep of notebook 03 over radius, steps, prompts and seeds, and what becomes of a vector on its way
-through the blocks."""
+"""How large should R be? The sweep of notebook 03 over radius, steps, prompts and seeds, and what
+becomes of a vector on its way through the blocks."""
 
 import torch
 
@@ -8,28 +8,24 @@ from ..steering import steer
 from . import speaking, store, sweeps
 from .study import Study
 
-# Prompts A (train) find the range, prompts B (test, no earlier notebook used them) confirm it, with other seeds.
-PARTS = {
-    "A": {"split": "train", "which": (0, 3, 6), "seeds": (31, 32, 33)},
-    "B": {"split": "test", "which": (3, 4, 5), "seeds": (41, 42, 43)},
-    "steps": {"split": "train", "which": (0, 3, 6), "seeds": (51, 52)},
+# Prompts A (train) find the range, prompts B (test, no earlier notebook used them) confirm it, with
+# other seeds.
+PARTS = {  # {part: (split, which of its prompts, seeds)}
+    "A": ("train", (0, 3, 6), (31, 32, 33)),
+    "B": ("test", (3, 4, 5), (41, 42, 43)),
+    "steps": ("train", (0, 3, 6), (51, 52)),
 }
-
-
-def asked(part, n_prompts=3, prompt_set="everyday") -> list[str]:
-    """The (first) prompts of a part."""
-    about = PARTS[part]
-    return speaking.asked(prompt_set, about["split"], about["which"], n_prompts)
 
 
 def grid(
     lm, part, radii=speaking.RADII, n_prompts=3, n_seeds=3, prompt_set="everyday"
 ) -> list[dict]:
-    """Configurations of `speaking.cell`. "A" and "B": prompt × seed × radius, on A with every control and with samples; "steps":
-    prompt × seed × radius × steps. Layers scale with the model's depth; fewer radii, prompts or seeds make it smaller."""
+    """Configurations of `speaking.cell`. "A" and "B": prompt × seed × radius, on A with every
+    control and with samples; "steps": prompt × seed × radius × steps. Layers scale with depth."""
+    split, which, seeds = PARTS[part]
     axes = {
-        "prompt": asked(part, n_prompts, prompt_set),
-        "seed": PARTS[part]["seeds"][:n_seeds],
+        "prompt": speaking.asked(prompt_set, split, which, n_prompts),
+        "seed": seeds[:n_seeds],
         "source_layer": 7 * lm.n_layers // 30,
         "target_layer": 21 * lm.n_layers // 30,
     }
@@ -44,29 +40,26 @@ def grid(
 
 
 STUDY = Study(
-    "goldilocks",
-    speaking.cell,
-    grid,
-    organisms={"A": None, "B": None, "steps": None},
-    table=store.table,
-    together="radius",
+    "goldilocks", speaking.cell, grid, dict.fromkeys(PARTS), store.table, together="radius"
 )
 cells = STUDY.cells
 
 
 @torch.no_grad()
 def absorption(lm, chat, vectors, upto, tokens=speaking.TARGET_TOKENS) -> dict:
-    """What each block from the one after the source to block `upto` makes of the change Δ it is handed, at the last tokens.
+    """What each block from the one after the source to block `upto` makes of the change Δ it is
+    handed, at the last tokens.
 
-    Returns tensors [n_blocks, n_vectors, n_tokens]: "relative" ‖Δ‖/‖h‖ into the block; "cosine" between Δ and θ; "norm": relative
-    size behind the block's first norm over that before it; "attention", "mlp": the part of their response along Δ in multiples of
-    Δ (−0.1: a tenth taken away); "attention aside", "mlp aside": the part at right angles to it.
-    """
+    Returns tensors [n_blocks, n_vectors, n_tokens]: "relative" ‖Δ‖/‖h‖ into the block; "cosine"
+    between Δ and θ; "norm": relative size behind the block's first norm over that before it;
+    "attention", "mlp": the part of their response along Δ in multiples of Δ (−0.1: a tenth taken
+    away); "attention aside", "mlp aside": the part at right angles to it."""
     layers = range(vectors.check(lm) + 1, resolve_layer(lm, upto) + 1)
     if not layers:
         source = vectors.source_layer
         raise ValueError(
-            f"upto {upto} does not come after source_layer {source}: use {source + 1} … {lm.n_layers - 1}."
+            f"upto {upto} does not come after source_layer {source}: "
+            f"use {source + 1} … {lm.n_layers - 1}."
         )
 
     def read(n):
@@ -103,6 +96,7 @@ def _relative(a, b):
 
 
 def _split(response, along):
-    """A response's part along a change, in multiples of it, and the size of the rest relative to it."""
+    """A response's part along a change, in multiples of it, and the size of the rest relative to
+    it."""
     share = (response * along).sum(-1) / along.pow(2).sum(-1)
     return share, (response - share[..., None] * along).norm(dim=-1) / along.norm(dim=-1)

@@ -1,4 +1,4 @@
-"""What vectors do and what the model then says: what the studies, the explorer's sweep and the live lab measure alike."""
+"""What vectors do and what the model then says: what studies and the live lab measure alike."""
 
 import math
 
@@ -19,7 +19,7 @@ KINDS = ("learned", "random", "covariance", "scaled")
 
 
 def asked(prompt_set, split, which, n) -> list[str]:
-    """The first `n` of the prompts `which` (numbers) of a split; of a set too small for them, from its start."""
+    """The first `n` of the prompts `which` (numbers) of a split; a small set from its start."""
     there = prompts.texts(prompt_set, split=split)
     if max(which) >= len(there):
         which = range(len(there))
@@ -27,10 +27,8 @@ def asked(prompt_set, split, which, n) -> list[str]:
 
 
 def residual_norms(lm, chats, layers) -> list[float]:
-    """Median norm of the residual at the output of each layer over the tokens of the prompts, their first tokens left out."""
-    hidden = capture(
-        lm, chats, layers
-    )  # [n_layers, n_prompts, n_tokens, d_model], NaN before a text
+    """Median norm of the residual at each layer's output over all tokens but the prompts' first."""
+    hidden = capture(lm, chats, layers)  # [n_layers, n_prompts, n_tokens, d_model], NaN padded
     real = ~hidden[0].isnan().any(-1)
     real &= real.cumsum(1) > 1
     return [h[real].norm(dim=-1).median().item() for h in hidden]
@@ -38,35 +36,26 @@ def residual_norms(lm, chats, layers) -> list[float]:
 
 # -- sets of vectors -------------------------------------------------------------------------------
 def scaled_to_effect(span, vectors, relative, upto=32.0, n_steps=11) -> SteeringVectors:
-    """Each vector made longer until its relative change at the target (`metrics.change`) is `relative`, at most `upto` times.
+    """Each vector made longer until its relative change at the target (`metrics.change`) is
+    `relative`, at most `upto` times.
 
-    Tried at n_steps factors from 1 to `upto` in equal ratios; the first that reaches it is interpolated on the log scale. A
-    vector that already does more is left as it is.
-    """
-    factors = np.geomspace(1, upto, n_steps)
+    Tried at n_steps factors from 1 to `upto` in equal ratios; the first that reaches it is
+    interpolated on the log scale. A vector that already does more is left as it is."""
+    factors, found = np.geomspace(1, upto, n_steps), []
     tried = [change(span, float(f) * vectors)[1].mean(1).numpy() for f in factors]
-    found = [_factor(factors, sizes, relative) for sizes in np.stack(tried, 1)]
+    for sizes in np.stack(tried, 1):  # of one vector, [n_steps]
+        reached = np.flatnonzero(sizes >= relative)
+        i = reached[0] if len(reached) else n_steps - 1
+        near = slice(max(0, i - 1), i + 1)
+        log = np.interp(np.log(relative), np.log(sizes[near]), np.log(factors[near]))
+        found.append(float(np.exp(log)))
     longer = torch.tensor(found)[:, None] * vectors.tensor
     return SteeringVectors(longer, vectors.source_layer, vectors.site)
 
 
-def _factor(factors, sizes, wanted) -> float:
-    """Where the `sizes` reached with `factors` first come to what is wanted."""
-    reached = np.flatnonzero(sizes >= wanted)
-    if not len(reached):
-        return float(factors[-1])
-    i = reached[0]
-    if i == 0:
-        return 1.0
-    share = 1.0
-    if sizes[i] > sizes[i - 1] > 0:
-        share = math.log(wanted / sizes[i - 1]) / math.log(sizes[i] / sizes[i - 1])
-    return float(factors[i - 1] * (factors[i] / factors[i - 1]) ** share)
-
-
 def sets(span, radius, seed, steps, n_vectors) -> dict:
-    """{kind: SteeringVectors}: `n_vectors` is {kind: how many}; see KINDS. Controls have the norm of the learned vectors, but for
-    "scaled": random ones made longer until they cause the median learned vector's relative change at the target."""
+    """{kind: SteeringVectors}, as many of each of KINDS as `n_vectors` says, of norm `radius`; but
+    "scaled" ones are random, made longer to the median learned vector's relative change."""
     unknown = [kind for kind in n_vectors if kind not in KINDS]
     if unknown:
         raise ValueError(f"kind {unknown[0]!r} is unknown: use some of {', '.join(KINDS)}.")
@@ -99,13 +88,13 @@ def _own(lm, prompt, max_new_tokens):
 
 
 def baseline(lm, prompt, max_new_tokens=24) -> tuple:
-    """(clean answer, distance that 95 % of the model's own samples stay within, FluentRange); kept, so a second call is free."""
+    """(clean answer, distance that 95 % of the model's own samples stay within, FluentRange)."""
     return *_own(lm, prompt, max_new_tokens), _fluent(lm, max_new_tokens)
 
 
 def spoken(lm, chat, clean, theta, temperature=0.0, max_new_tokens=24, seed=0) -> tuple:
-    """What the model says under each vector, the text's distance to the clean answer and its surprise (nats per token): a list
-    of dicts; and the log-probabilities of the next token, [n_vectors, vocabulary]."""
+    """What the model says under each vector, how far that is from the clean answer, and its
+    surprise (nats per token): dicts; and the next token's log-probabilities, [n_vectors, vocab]."""
     how = dict(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
     said, first = complete(lm, chat, theta, first=True, **how)
     texts = [found[0] for found in said]
@@ -121,8 +110,8 @@ def spoken(lm, chat, clean, theta, temperature=0.0, max_new_tokens=24, seed=0) -
 
 @torch.no_grad()
 def measured(span, clean, theta, max_new_tokens=24) -> list[dict]:
-    """What each vector does, for a span of one prompt: what the model says (`spoken`, greedy); its norm, the objective, the
-    relative change at the target, and the KL (nats) of the next token."""
+    """What each vector does, for a span of one prompt: what the model says (`spoken`, greedy); its
+    norm, the objective, the relative change at the target, and the KL (nats) of the next token."""
     lm, chat = span.lm, span.prompts[0]
     rows, steered = spoken(lm, chat, clean, theta, 0.0, max_new_tokens)
     delta = span.delta(theta)[:, 0].norm(dim=-1)  # [n_vectors, n_tokens]
@@ -155,21 +144,21 @@ def cell(
     n_vectors=None,
     coeffs=(1.0,),
     sampled=(),
-    temperature=0.7,
     max_new_tokens=24,
     judged_as=None,
 ) -> dict:
-    """Train, steer and measure at each of the radii (a list) on one prompt (plain text, put into the chat template here); all of
+    """Train, steer and measure at each of the radii (a list) on one prompt (plain text); all of
     them speak in the same batches: {"results": one per radius}.
 
-    A result is {"clean", "own_spread", "fluent": [low, high], "rows": […]}, a row per vector and coefficient, greedy, and one more
-    at `temperature` for the kinds in `sampled`: see `measured`; numbers have 4 digits. `judged_as`: the result of another cell of
-    this prompt, whose clean answer and calibration are taken over. ValueError as in LayerSpan and train.
-    """
+    A result is {"clean", "own_spread", "fluent": [low, high], "rows": […]}, a row per vector and
+    coefficient, greedy, and one more at temperature 0.7 for the kinds in `sampled`: see `measured`;
+    numbers have 4 digits. `judged_as`: the result of another cell of this prompt, whose clean
+    answer and calibration are taken over. ValueError as in LayerSpan and train."""
     chat = lm.chat_prompt(prompt)
     if lm.encode(chat)["input_ids"].shape[1] < 2:
         raise ValueError(
-            f"prompt {prompt!r} has 1 token: at least 2 are needed, because the first is the attention sink."
+            f"prompt {prompt!r} has 1 token: at least 2 are needed, because the first is the "
+            "attention sink."
         )
     span = LayerSpan(lm, chat, source_layer, target_layer, TARGET_TOKENS)
     if judged_as:
@@ -191,8 +180,7 @@ def cell(
         results[at]["rows"].append({**place, **row})
     again = [i for i, (_, place) in enumerate(places) if place["kind"] in sampled]
     if again:
-        how = temperature, max_new_tokens, seed
-        said, _ = spoken(lm, chat, about["clean"], pushes[again], *how)
+        said, _ = spoken(lm, chat, about["clean"], pushes[again], 0.7, max_new_tokens, seed)
         for i, row in zip(again, said):
             at, place = places[i]
             results[at]["rows"].append({**place, **greedy[i], **row})

@@ -1,4 +1,4 @@
-"""The store of sweeps: files that are read, written and judged, and a sweep as the explorer looks it up. Needs no torch."""
+"""The store of sweeps: read, written, judged, and looked up by the explorer. Needs no torch."""
 
 import hashlib
 import json
@@ -26,12 +26,13 @@ GAUGES = {
     "variety": ("diversity (share of words not shared)", "", False),
 }
 BINS = 40  # of a gauge's histogram
+SPREAD = ["mean", "25%", "75%"]
 FOLDER = DATA / "sweeps"
 
 
 # -- files -----------------------------------------------------------------------------------------
 def folder_of(model, prompt_set="everyday") -> Path:
-    """Where sweeps of a model on a prompt set are kept: data/sweeps for the committed defaults, else below build/."""
+    """Where sweeps are kept: data/sweeps for the committed defaults, else below build/."""
     if model == DEFAULT and prompt_set == "everyday":
         return FOLDER
     name = model if prompt_set == "everyday" else f"{model}--{prompt_set}"
@@ -54,43 +55,37 @@ def write(name, cells, meta, folder=FOLDER) -> Path:
 
 
 def read(name, lm=None, folder=None, parts=None) -> dict:
-    """A computed sweep, {"meta", "cells": [{"config", "result"}, …]}, of some `parts` only if given.
+    """A computed sweep, {"meta", "cells": [{"config", "result"}, …]}, of some `parts` if given.
 
-    UserError in one sentence: none there, broken, or (with `lm`) made by another model or with another version of an adapter.
+    UserError in one sentence: none there, broken, or (with `lm`) made by another model or adapter.
     """
     folder = Path(folder or (FOLDER if lm is None else folder_of(lm.name)))
-    command = f"python -m helpers sweep {name}"
+    path, command = folder / f"{name}.json", f"python -m helpers sweep {name}"
     if lm is not None and lm.name != DEFAULT:
         command += f" --model {lm.name}"
-    path = folder / f"{name}.json"
     if not path.exists():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.json"))) or "none"
-        where = f"{folder.parent.name}/{folder.name}"
-        raise UserError(
-            f"There is no sweep {name!r} in {where}, which has {there}: {command} computes one."
-        )
+        where = f"{folder.parent.name}/{folder.name}, which has {there}"
+        raise UserError(f"There is no sweep {name!r} in {where}: {command} computes one.")
     try:
         sweep = json.loads(path.read_text(encoding="utf-8"))
         meta, cells = sweep["meta"], sweep["cells"]
         made_by, made_for = meta["model"], str(meta["model_hash"])
         cells[0]["result"]["rows"][0]
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        problem = f"{type(error).__name__} {error}"
+        problem = f"{path.name} is not a sweep that this workbook wrote"
+        raise UserError(f"{problem}: {type(error).__name__} {error}.") from None
+    if lm is not None and made_for != lm.weights_hash:
         raise UserError(
-            f"{path.name} is not a sweep that this workbook wrote: {problem}."
-        ) from None
-    if lm is not None:
-        if made_for != lm.weights_hash:
+            f"The sweep {path.name} was made by {made_by} with weights {made_for[:12]}, this model "
+            f"is {lm.name} with {lm.weights_hash[:12]}: compute its own with {command}."
+        )
+    for organism, digest in meta.get("organisms", {}).items() if lm is not None else ():
+        if digest != adapter_hash(organism):
             raise UserError(
-                f"The sweep {path.name} was made by {made_by} with weights {made_for[:12]}, this model is "
-                f"{lm.name} with {lm.weights_hash[:12]}: compute its own with {command}."
+                f"The sweep {path.name} was made with another adapter than data/organisms/"
+                f"{organism}: compute it again with {command}."
             )
-        for organism, digest in meta.get("organisms", {}).items():
-            if digest != adapter_hash(organism):
-                raise UserError(
-                    f"The sweep {path.name} was made with another adapter than data/organisms/{organism}: "
-                    f"compute it again with {command}."
-                )
     if parts is not None:
         cells = [cell for cell in cells if cell["config"]["part"] in parts]
     return {"meta": meta, "cells": cells}
@@ -98,8 +93,8 @@ def read(name, lm=None, folder=None, parts=None) -> dict:
 
 # -- tables ----------------------------------------------------------------------------------------
 def rows(cells):
-    """A DataFrame of all rows of `cells` ([{"config", "result"}, …]), beside each the numbers and words of its result and of
-    its configuration; where two of the three have one name, the nearest to the row counts."""
+    """A DataFrame of all rows of `cells`, and beside each the numbers and words of its result and
+    of its configuration (of two with one name the row's comes first, then the result's)."""
     import pandas
 
     parts = []
@@ -121,8 +116,8 @@ def joined(parts):
 
 
 def table(cells):
-    """`rows` with three judgements: `changed` (farther from the clean answer than 95 % of the model's own samples), `fluent`,
-    and `both`."""
+    """`rows` with three judgements: `changed` (farther from the clean answer than 95 % of the
+    model's own samples), `fluent`, and `both`."""
     parts = []
     for cell in cells:
         part = rows([cell])
@@ -134,8 +129,8 @@ def table(cells):
 
 
 def shares(sweep) -> dict:
-    """{kind: {measure: (R, mean, lower and upper quartile)}} over prompts × seeds of the share of learned and random vectors
-    that are changed, fluent, both, at temperature 0 and coefficient 1."""
+    """{kind: {measure: (R, mean, lower and upper quartile)}} over prompts × seeds of the share of
+    vectors that are changed, fluent, both, at temperature 0 and coefficient 1."""
     said = table(sweep["cells"])
     said = said[(said["temperature"] == 0) & (said["coeff"] == 1)]
     units = said.groupby(["kind", "radius", "prompt", "seed", "source_layer"])
@@ -143,32 +138,24 @@ def shares(sweep) -> dict:
     found = {}
     for kind in ("learned", "random"):
         if kind in units.index.get_level_values("kind"):
-            at = units.loc[kind].groupby("radius")
-            found[kind] = {measure: _spread(at[measure]) for measure in units}
+            at, found[kind] = units.loc[kind].groupby("radius"), {}
+            for measure in units:
+                over = at[measure].describe()
+                found[kind][measure] = over.index.tolist(), *over[SPREAD].T.to_numpy().tolist()
     return found
-
-
-def _spread(at) -> tuple:
-    """(R, mean, lower and upper quartile) of values grouped by R."""
-    mean = at.mean()
-    return (
-        mean.index.tolist(),
-        mean.tolist(),
-        at.quantile(0.25).tolist(),
-        at.quantile(0.75).tolist(),
-    )
 
 
 # -- a sweep, ready to be looked up ----------------------------------------------------------------
 class Grid:
-    """A computed sweep: `options` {axis: values that exist}, and what `view(state)` says of one setting, a value per axis."""
+    """A computed sweep: `options` {axis: values that exist}, and what it says at one setting."""
 
     def __init__(self, sweep):
         said = table(sweep["cells"])
         self.meta, self.rows = sweep["meta"], said[said["temperature"] == 0]
         if self.rows.duplicated(list(AXES)).any():
             raise UserError(
-                "this sweep has several runs at one setting (seeds, steps): use one with one, such as 'explorer'."
+                "this sweep has several runs at one setting (seeds, steps): use one with one, "
+                "such as 'explorer'."
             )
         self.baselines = {c["config"]["prompt"]: c["result"] for c in sweep["cells"]}
         self.options = {}
@@ -184,13 +171,13 @@ class Grid:
         self.scales = {name: self._scale(name, log) for name, (_, _, log) in GAUGES.items()}
 
     def start(self) -> dict:
-        """The setting that a panel opens with: the first of everything, coefficient 1 where there is one."""
+        """The setting that a panel opens with: the first of everything, coefficient 1 if it can."""
         first = {axis: values[0] for axis, values in self.options.items()}
         coeffs = self.options["coeff"]
         return first | {"coeff": 1.0 if 1.0 in coeffs else coeffs[-1]}
 
     def view(self, state) -> dict:
-        """Every number and text shown at `state`. UserError, with the values that exist, for a setting that was not computed."""
+        """Every number and text shown at `state`, {axis: value}; UserError where there is none."""
         options = self.options | {"vector": self.vectors.get(state["kind"], self.options["vector"])}
         for axis, value in state.items():
             if value not in options[axis]:
@@ -213,7 +200,7 @@ class Grid:
         }
 
     def _scale(self, name, log):
-        """(low, high, {kind: histogram [BINS]}) of one gauge over the whole sweep, in the gauge's own unit."""
+        """(low, high, {kind: histogram [BINS]}) of one gauge over the whole sweep."""
         parts = {}
         for kind, part in self.rows.groupby("kind"):
             parts[kind] = part[name].to_numpy(float) if name in part else []
@@ -233,7 +220,7 @@ class Grid:
 
 
 def place(value, low, high, log=False) -> float:
-    """Where `value` lies between low and high, 0 … 1, and at the nearer end when beyond; on a logarithmic scale if `log`."""
+    """Where `value` lies between low and high, 0 … 1 (at an end when beyond), or their logs."""
     if log:
         value, low, high = np.log(max(value, low)), np.log(low), np.log(high)
     return float(np.clip((value - low) / (high - low), 0, 1))

@@ -1,7 +1,7 @@
-"""A study: what one cell computes, which cells there are, and where they are kept or computed here and now.
+"""A study: what one cell computes, which cells there are, and where they are kept or computed.
 
-chain_of_thought.cells(lm, "stored", "main", radii=[8.0])   # [{"config", "result"}, …]; "live" computes them
-studies.run("chain_of_thought")                             # all of them → data/sweeps/chain_of_thought.json
+chain_of_thought.cells(lm, "stored", "main", radii=[8.0])  # or "live"; [{"config", "result"}, …]
+studies.run("chain_of_thought")  # computes them all into data/sweeps/chain_of_thought.json
 """
 
 import inspect
@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -37,14 +37,19 @@ def run(name, model=None, workers=2, prompt_set="everyday", executor=None) -> Pa
     return study.compute(model, workers, prompt_set, executor)
 
 
+def _as_it_is(cell):
+    return cell
+
+
 @dataclass(frozen=True)
 class Study:
-    """cell(lm, **config) → {"rows": […], …} measures one cell; grid(lm, part, **axes) lists the configurations of one part, which
-    hang on nothing computed (of the model: its name, organism and depth); organisms: {part: organism that it is computed on}.
+    """One experiment: `cell(lm, **config)` → {"rows": […], …} measures one cell, `grid(lm, part,
+    **axes)` lists the configurations of a part, of the model using name, organism and depth only.
 
-    table(cells): a DataFrame in which rules are applied to what was said. labels: names in a configuration that the cell does not
-    get. together: an axis whose values a cell takes as a list, giving {"results": one per value}. plan(done): pairs (part, axes),
-    where parts depend on the cells `done` so far. hide, show: what a cell goes through before it is stored, and after.
+    organisms: {part: organism that it is computed on}. table(cells): a DataFrame; rules are applied
+    here, not stored. labels: what of a configuration the cell does not get. together: an axis whose
+    values a cell takes as a list, giving {"results": one per value}. plan(done): pairs (part,
+    axes), where parts depend on the cells `done`. hide, show: applied before storing, and after.
     """
 
     name: str
@@ -55,8 +60,8 @@ class Study:
     labels: tuple = ("part",)
     together: str | None = None
     plan: Callable | None = None
-    hide: Callable = field(default=lambda cell: cell)
-    show: Callable = field(default=lambda cell: cell)
+    hide: Callable = _as_it_is
+    show: Callable = _as_it_is
 
     def configs(self, lm, part, **axes) -> list[dict]:
         """The configurations of one part."""
@@ -67,8 +72,7 @@ class Study:
         return [{**about, **config} for config in self.grid(lm, part, **axes)]
 
     def cells(self, lm, sweep, part, progress=True, **axes) -> list[dict]:
-        """The cells of one part, [{"config", "result"}, …]: from the stored sweep (`sweep` "stored"), or computed here and now
-        ("live"). UserError where the stored sweep lacks some."""
+        """The cells of one part, [{"config", "result"}, …]: of the stored `sweep`, or "live"."""
         configs = self.configs(lm, part, **axes)
         if sweep == "live":
             return self.live(lm, configs, progress)
@@ -79,13 +83,14 @@ class Study:
         lacking = [text for text in wanted if text not in kept]
         if lacking:
             raise UserError(
-                f"The stored sweep {self.name}.json lacks {len(lacking)} of the {len(wanted)} cells asked for (the "
-                f"first: {lacking[0]:.300}): it has those of the default parameters, others can be computed live."
+                f"The stored sweep {self.name}.json lacks {len(lacking)} of the {len(wanted)} "
+                f"cells asked for (the first: {lacking[0]:.300}): it has those of the default "
+                "parameters, others can be computed live."
             )
         return [self.show(kept[text]) for text in wanted]
 
     def live(self, lm, configs, progress=True, **options) -> list[dict]:
-        """The cells of these configurations, computed here and now; `options` go to the cell as they are."""
+        """The cells of these configurations, computed here and now; `options` go to the cell."""
         found = {}
         for labelled in tqdm(self._runs(configs), "cells", leave=False, disable=not progress):
             result = self.cell(lm, **self._arguments(labelled), **options)
@@ -94,11 +99,13 @@ class Study:
         return [found[_key(config)] for config in configs]
 
     def compute(self, model=None, workers=2, prompt_set="everyday", executor=None) -> Path:
-        """Run all parts on a pool of one-thread workers (1: in this process) or on `executor`, as in `sweeps.run`, and write the
-        sweep into the folder that `store.folder_of` says. Resumable: what was computed stays in build/cells."""
+        """Run all parts on one-thread workers (1: in this process) or on `executor`, as in
+        `sweeps.run`, and write the sweep. Resumable: what was computed stays in build/cells."""
         from ..models import load  # here, because it imports torch
 
-        prompts = self._axes_of(prompt_set)
+        prompts = {} if prompt_set == "everyday" else {"prompt_set": prompt_set}
+        if prompts and "prompt_set" not in inspect.signature(self.grid).parameters:
+            raise UserError(f"The study {self.name} asks prompts of its own, not {prompt_set!r}.")
         start, done, lm = time.perf_counter(), [], None
         count = {"cells": 0, "runs": 0, "computed": 0}
         adapters = {}
@@ -111,7 +118,8 @@ class Study:
                 if organism:
                     adapters[organism] = store.adapter_hash(organism)
                 runs = self._runs(self.configs(lm, part, **axes, **prompts))
-                found = sweeps.run(self._calls(runs), run_cell, where, _cells(), model_hash=lm)
+                kept = ledger.build_folder() / "cells"
+                found = sweeps.run(self._calls(runs), run_cell, where, kept, model_hash=lm)
                 if found.failed:
                     raise UserError(found.message)
                 for labelled, result in zip(runs, found):
@@ -136,16 +144,6 @@ class Study:
         folder = store.folder_of(lm.name, prompt_set)
         return store.write(self.name, [self.hide(cell) for cell in done], meta, folder)
 
-    def _axes_of(self, prompt_set) -> dict:
-        """What the grid is told of another set of prompts than the usual one."""
-        if prompt_set == "everyday":
-            return {}
-        if "prompt_set" not in inspect.signature(self.grid).parameters:
-            raise UserError(
-                f"The study {self.name} asks prompts of its own: leave {prompt_set!r} out."
-            )
-        return {"prompt_set": prompt_set}
-
     def _calls(self, runs) -> list[dict]:
         """What `run_cell` is called with."""
         cell = f"{self.cell.__module__}:{self.cell.__qualname__}"
@@ -156,7 +154,7 @@ class Study:
         return calls
 
     def _runs(self, configs) -> list[dict]:
-        """The configurations; those that differ in the axis `together` alone as one, with a list of its values."""
+        """The configurations; those that differ in `together` alone as one, with a list of it."""
         if self.together is None:
             return configs
         found = {}
@@ -180,13 +178,8 @@ class Study:
 
 
 def run_cell(cell, model, organism=None, **config) -> dict:
-    """A cell for a sweep's worker: the function as "module:name", the model by its name, loaded once per process."""
+    """A cell for a sweep's worker: the function as "module:name", the model by its name."""
     return resolve_name(cell)(sweeps.model(model, organism), **config)
-
-
-def _cells() -> Path:
-    """Where each computed cell is kept until the sweep is written, and after."""
-    return ledger.build_folder() / "cells"
 
 
 def _key(config) -> str:
