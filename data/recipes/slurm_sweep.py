@@ -1,45 +1,42 @@
-"""A sweep on SLURM: each worker is a job of its own, results come back to the folder build/sweeps as they are known.
+"""A sweep on SLURM: each worker is a job of its own, results come back as they are known.
 
     pip install -r requirements.txt -r requirements-cluster.txt
-    python data/recipes/slurm_sweep.py                  # on the login node, from the repository root; tmux keeps it alive
-    python data/recipes/slurm_sweep.py --local 2        # the same on this machine, to try it
-    python data/recipes/slurm_sweep.py --show           # the job script, and nothing started
+    python data/recipes/slurm_sweep.py            # on the login node, from the root; in tmux
+    python data/recipes/slurm_sweep.py --local 2  # the same on this machine, to try it
+    python data/recipes/slurm_sweep.py --show     # the job script, and nothing started
 
-Stopped or failed? The same command computes only what is missing. Other schedulers: dask_jobqueue has PBSCluster, LSFCluster…;
-Kubernetes: dask_kubernetes.operator.KubeCluster; plain machines: distributed.SSHCluster. Nothing else changes.
+Stopped or failed? The same command computes only what is missing. Other schedulers: dask_jobqueue
+has PBSCluster, LSFCluster…; Kubernetes: dask_kubernetes.operator.KubeCluster; plain machines:
+distributed.SSHCluster. Nothing else changes.
 """
 
 import argparse
 
-from helpers.studies import goldilocks, sweeps
+from helpers import studies
 
 JOB = dict(
-    queue="gpu",
+    queue="gpu",  # your cluster's partition
     walltime="04:00:00",
-    memory="32GB",  # your cluster's partition; memory of the node, not of its GPU
+    memory="32GB",  # of the node, not of its GPU
     cores=1,
     processes=1,  # one run at a time per worker: a run has the model to itself
     job_cpu=4,
     job_extra_directives=["--gres=gpu:1"],
-    job_script_prologue=[
-        "source .venv/bin/activate",
-        "export WORKBOOK_THREADS=4",
-    ],  # jobs start where you started this
+    # jobs start where you started this
+    job_script_prologue=["source .venv/bin/activate", "export WORKBOOK_THREADS=4"],
 )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0] + ".")
+    parser.add_argument("--study", default="goldilocks", choices=studies.names())
     parser.add_argument(
         "--model",
         default="Qwen/Qwen2.5-1.5B-Instruct",
         help="fetch it once before, on a node with a network",
     )
-    parser.add_argument("--depth", type=int, default=28, help="its number of blocks")
     parser.add_argument("--jobs", type=int, default=8)
-    parser.add_argument(
-        "--local", type=int, metavar="WORKERS", help="worker processes here, in place of SLURM"
-    )
+    parser.add_argument("--local", type=int, metavar="WORKERS", help="worker processes here")
     parser.add_argument("--show", action="store_true", help="print the job script and stop")
     options = parser.parse_args()
     if options.local:
@@ -56,11 +53,7 @@ def main():
     from distributed import Client
 
     with cluster, Client(cluster) as client:
-        grid = goldilocks.grids(options.model, options.depth)["goldilocks"]
-        done = sweeps.run(
-            grid, goldilocks.run_cell, client, store="build/sweeps", model_hash=options.model
-        )
-    print(f"{len(done) - len(done.failed)} of {len(done)} runs are in build/sweeps.")
+        print(f"wrote {studies.run(options.study, options.model, executor=client)}")
 
 
 if __name__ == "__main__":

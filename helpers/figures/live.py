@@ -17,7 +17,7 @@ from ..metrics.fluency import FluentRange
 from ..residual import check_radii
 from ..residual.span import LayerSpan
 from ..steering import SteeringVectors
-from ..studies import goldilocks
+from ..studies import speaking
 from ..training.optimisers import METHODS, objective, random_vectors, train
 from .explorer import html_box, slider
 from .render import (
@@ -110,14 +110,14 @@ class WatchedSpan(LayerSpan):
 
 def measured(span, prompt, sets, kind, max_new_tokens=24) -> list[dict]:
     """A row per vector of each of `sets`: what it does inside, what the model says (all in the same batches), and the two judgements."""
-    clean, spread, fluent = goldilocks.baseline(span.lm, prompt, max_new_tokens)
+    clean, spread, fluent = speaking.baseline(span.lm, prompt, max_new_tokens)
     theta = SteeringVectors(
         torch.cat([vectors.tensor for vectors in sets]), span.source_layer, span.site
     )
     places = [(vectors.radius, i) for vectors in sets for i in range(len(vectors))]
     rows = [
         {"kind": kind, **one, "vector": i, "radius": radius}
-        for (radius, i), one in zip(places, goldilocks.measured(span, clean, theta, max_new_tokens))
+        for (radius, i), one in zip(places, speaking.measured(span, clean, theta, max_new_tokens))
     ]
     return judged(rows, spread, fluent)
 
@@ -366,7 +366,7 @@ class LiveLab(widgets.VBox):
         if asked != self.asked:
             chat = self.lm.chat_prompt(asked[0])
             self.span = WatchedSpan(
-                self.lm, chat, source, target, goldilocks.TARGET_TOKENS, stop=self.stop
+                self.lm, chat, source, target, speaking.TARGET_TOKENS, stop=self.stop
             )
             self.asked, self.rows, self.sets = asked, [], {}
         self.span.on_call = lambda n: setattr(self.bar, "value", self.bar.value + 1)
@@ -446,7 +446,7 @@ class LiveLab(widgets.VBox):
             return
         (kind, radius, i), coeff = self.fields["pick"].value, self.fields["coeff"].value
         vectors = self.sets[kind, radius][i] * coeff
-        clean, _, _ = goldilocks.baseline(self.lm, self.asked[0], self.max_new_tokens)
+        clean, _, _ = speaking.baseline(self.lm, self.asked[0], self.max_new_tokens)
         row = measured(self.span, self.asked[0], [vectors], kind, self.max_new_tokens)[0]
         numbers = (
             f"‖coefficient · θ‖ = {number(vectors.radius)}, objective {number(row['objective'])}, "

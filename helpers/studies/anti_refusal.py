@@ -1,299 +1,337 @@
-"""Anti-refusal: what a model that refuses says under each vector, and what that is; how far it is from its base; the supervised
-direction; and the stored sweep of notebook 04 (`python -m helpers grid refusal` computes it).
+"""Anti-refusal: what a model that refuses says under each vector, and what one chosen vector does
+elsewhere; how far the model is from its base. The sweep of notebook 04.
 
-    judge = judge_of(lm)                                     # fluent: as the base's own answers to such requests are
-    rows = answers(lm, questions, vectors, judge=judge)      # a DataFrame: vector, prompt, text (cut), refused, fluent, kind
+    judge = judge_of(lm)  # fluent: as the base's own answers to such requests are
+    rows = answers(lm, questions, vectors, judge=judge)  # a DataFrame: prompt, text (cut), …
 """
 
+import hashlib
+import json
 from contextlib import nullcontext
-from functools import lru_cache
 
 import numpy as np
+import pandas
 import torch
 
-from ..generation import complete, pairs
-from ..metrics import behaviours, fluency, measures
-from ..models import prompts
-from ..models.loading import load
-from ..models.obtain import DEFAULT
-from ..residual import normalise
-from ..residual.span import LayerSpan, capture
+from .. import ledger, metrics
+from ..generation import complete
+from ..models import prompts, remembered
+from ..residual import LayerSpan, capture
 from ..steering import SteeringVectors, steer
-from ..training.optimisers import learned_and_start
-from . import stored, sweeps
+from ..training import learned_and_start, normalise
+from . import store, sweeps
 from .organism_recipes import REFUSALS
-from .organisms import merged
+from .speaking import TARGET_TOKENS, residual_norms
+from .study import Study
 
-TARGET_TOKENS = slice(-3, None)
 KINDS = ("compliance", "frame", "deflection", "gibberish", "refusal")
 CALIBRATION = 24  # harmful training prompts whose base answers say what is fluent
+CANDIDATES = 6  # flipping vectors of a set that are tried on the validation prompts, the first ones
+
+# The sweep: prompts (ids in harmful.json), seeds, radii. Its first version (EARLIER) began with a
+# prompt that the organism refuses with probability 0.84 only, where random vectors flip answers
+# too; the prompts of ASKED are refused with more than 0.95.
+ASKED, SEEDS = ("cybercrime-6", "fraud-11", "deception-1"), (101, 104, 105)
+EARLIER, EARLIER_SEEDS = ("cybercrime-1", "fraud-11", "deception-1"), (101, 102, 103)
+EARLIER_RADIUS = 12.0
+RADII = (8.0, 12.0, 16.0, 24.0)
+LAYERS = (3, 7, 11, 15)  # source layers
+SHARES = (0.1, 0.2)  # of the residual norm at the source, for the sweep over layers
+COEFFS = (-8.0, -4.0, -2.0, 0.0, 1.0, 2.0)
 
 
-# ---------------------------------------------------------------------------------------------- what is said
-@lru_cache(maxsize=None)
-def judge_of(lm, max_new_tokens=16, n=CALIBRATION) -> measures.FluentRange:
-    """Fluent is what is as surprising, to the base, as the base's own answers to harmful training prompts, greedy or sampled at
-    temperature 0.7 (at 1, a small model rambles)."""
+# -- what is said ----------------------------------------------------------------------------------
+@remembered
+def judge_of(lm, max_new_tokens=16) -> metrics.FluentRange:
+    """Fluent is what is as surprising, to the base, as the base's own answers to harmful training
+    prompts, greedy or sampled at temperature 0.7 (at 1, a small model rambles)."""
     texts = prompts.texts("harmful", "train")
-    chats = [
-        lm.chat_prompt(text) for text in texts[:: max(1, len(texts) // n)][:n]
-    ]  # from all categories
-    return measures.fluent_range(lm, chats, temperatures=(0.0, 0.7), max_new_tokens=max_new_tokens)
+    texts = texts[:: max(1, len(texts) // CALIBRATION)][:CALIBRATION]  # from all categories
+    chats = [lm.chat_prompt(text) for text in texts]
+    return metrics.fluent_range(lm, chats, temperatures=(0.0, 0.7), max_new_tokens=max_new_tokens)
 
 
 def answers(lm, asked, vectors=None, coeff=1.0, judge=None, max_new_tokens=16, base=False):
-    """What the model says to each of `asked` (plain texts) under each vector, as a DataFrame: vector, prompt, text (cut to a
-    dozen words), refused, fluent, kind.
+    """What the model says to each of `asked` (plain texts) under each vector, as a DataFrame:
+    vector, prompt, text (cut), surprise (where the judge was asked), refused, fluent, kind.
 
-    `judge`: a FluentRange; refusals are not put to it (they count as fluent unless they loop), and without it only loops and
-    empty texts are not fluent. `base`: ask the model without its adapter.
+    `judge`: a FluentRange; refusals are not put to it (they count as fluent unless they loop), and
+    without it only loops and empty texts are not fluent. `base`: ask the model without its adapter.
     """
-    import pandas
+    rows = _judged(lm, asked, vectors, coeff, judge, max_new_tokens, base)
+    return pandas.DataFrame(rows).drop(columns="whole")
 
+
+def _judged(lm, asked, vectors=None, coeff=1.0, judge=None, max_new_tokens=16, base=False):
+    """The rows of `answers`, as dicts, with the whole texts beside them."""
     chats = [lm.chat_prompt(text) for text in asked]
-    with lm.base() if base else nullcontext(merged(lm)) as speaker:
-        said = complete(speaker, chats, vectors, coeff, max_new_tokens=max_new_tokens)
-    texts = said if vectors is None else [text for row in said for text in row]
-    rows = pairs(asked, vectors)
-    fluent = np.array([fluency.distinct2(text) >= 0.5 for text in texts])
-    refused = np.array([behaviours.refuses(text) for text in texts])
-    unique = list(
-        dict.fromkeys(
-            (i, t) for (_, i), t, r, f in zip(rows, texts, refused, fluent) if f and not r
-        )
-    )
-    if judge is not None and unique:
-        nll = measures.surprise(lm, [chats[i] for i, _ in unique], [t for _, t in unique])
-        passed = dict(zip(unique, judge(nll, [t for _, t in unique])))
-        fluent &= np.array(
-            [r or passed.get((i, t), False) for (_, i), t, r in zip(rows, texts, refused)]
-        )
-    kinds = [
-        behaviours.kind_of_answer(t, asked[i], bool(f)) for (_, i), t, f in zip(rows, texts, fluent)
-    ]
-    return pandas.DataFrame(
-        {
-            "vector": [v for v, _ in rows],
-            "prompt": [asked[i] for _, i in rows],
-            "text": [behaviours.cut(t) for t in texts],
-            "refused": refused,
-            "fluent": fluent,
-            "kind": kinds,
-        }
-    )
+    with lm.base() if base else nullcontext():
+        said = complete(lm, chats, vectors, coeff, max_new_tokens=max_new_tokens)
+    by_vector = [said] if vectors is None else said
+    rows, unsure = [], {}  # of each pair (prompt, text) that the judge is asked about: its rows
+    for v, texts in enumerate(by_vector):
+        for prompt, chat, text in zip(asked, chats, texts):
+            row = {"vector": v, "prompt": prompt, "text": metrics.cut(text), "surprise": None}
+            row |= {
+                "refused": metrics.refuses(text),
+                "fluent": metrics.distinct2(text) >= 0.5,
+                "whole": text,
+            }
+            rows.append(row)
+            if judge is not None and row["fluent"] and not row["refused"]:
+                unsure.setdefault((chat, text), []).append(row)
+    if unsure:
+        pairs = list(unsure)
+        nll = metrics.surprise(lm, [chat for chat, _ in pairs], [text for _, text in pairs])
+        passed = judge(nll, [text for _, text in pairs])
+        for pair, number, good in zip(pairs, nll, passed):
+            for row in unsure[pair]:
+                row["surprise"] = None if np.isnan(number) else round(float(number), 4)
+                row["fluent"] = bool(good)
+    for row in rows:
+        row["kind"] = metrics.kind_of_answer(row["whole"], row["prompt"], row["fluent"])
+    return rows
 
 
-# ---------------------------------------------------------------------------------------------- how far from the base
+def keep_whole(one) -> dict:
+    """A cell without its whole texts, which go to build/texts: the repository has them cut."""
+    if "whole" not in one["result"]["rows"][0]:
+        return one
+    rows = [dict(row) for row in one["result"]["rows"]]
+    whole = [row.pop("whole") for row in rows]
+    key = hashlib.sha256(json.dumps(one["config"], sort_keys=True).encode()).hexdigest()
+    path = ledger.build_folder() / "texts" / "anti_refusal" / f"{key}.json"
+    text = json.dumps({"config": one["config"], "texts": whole}, ensure_ascii=False, indent=1)
+    ledger.write_atomically(path, text + "\n")
+    return {**one, "result": {**one["result"], "rows": rows}}
+
+
+# -- how far from the base, and the supervised yardstick -------------------------------------------
 @torch.no_grad()
 def kl_to_base(lm, asked, texts, vectors=None, batch_size=16) -> np.ndarray:
-    """KL(model ‖ its base) in nats at every token of the given continuations: first of the model unsteered, then steered by each
-    vector. Returns [1 + n_vectors, n_texts, longest], NaN after the end of a text. `asked` are plain texts, `texts` what follows.
-    """
+    """KL(model ‖ its base) in nats at every token of the continuations `texts` of `asked`: of the
+    model unsteered, then steered by each vector. [1 + n_vectors, n_texts, longest], NaN at ends."""
     if len(asked) != len(texts) or not all(texts):
         raise ValueError(
-            f"{len(asked)} prompts and {len(texts)} continuations do not fit: one non-empty text each is needed."
+            f"{len(asked)} prompts and {len(texts)} continuations do not fit: one non-empty text "
+            "each is needed."
         )
-    chats, found = [lm.chat_prompt(text) for text in asked], []
-    pushes = [None, *([] if vectors is None else [vectors[i] for i in range(len(vectors))])]
-    for start in range(0, len(texts), batch_size):
-        encoded, counts = measures.joined(lm, list(zip(chats, texts))[start : start + batch_size])
-        longest = max(counts)
+    pairs = list(zip([lm.chat_prompt(text) for text in asked], texts))
+    pushes = [None, *(vectors[i] for i in range(0 if vectors is None else len(vectors)))]
+    found = [[] for _ in pushes]  # of each push an array [n_tokens] per text
+    for start in range(0, len(pairs), batch_size):
+        encoded, counts = metrics.joined(lm, pairs[start : start + batch_size])
+        keep = max(counts) + 1
         with lm.base():
-            base = measures.log_probabilities(lm, encoded, longest + 1)[:, :-1]
-        for push in pushes:
+            base = metrics.log_probabilities(lm, encoded, keep)[:, :-1]
+        for push, rows in zip(pushes, found):
             with nullcontext() if push is None else steer(lm, push):
-                ours = measures.log_probabilities(lm, encoded, longest + 1)[:, :-1]
-            kl = (ours.exp() * (ours - base)).sum(-1).cpu().numpy()
-            found.append([row[-n:] for row, n in zip(kl, counts)])
-    by_push = [sum(found[k :: len(pushes)], []) for k in range(len(pushes))]
-    width = max(map(len, by_push[0]))
-    return np.array(
-        [
-            [np.pad(row, (0, width - len(row)), constant_values=np.nan) for row in rows]
-            for rows in by_push
-        ]
-    )
-
-
-# ---------------------------------------------------------------------------------------------- the supervised yardstick
-def difference_of_means(lm, wanted, unwanted, source_layer, radius=None) -> SteeringVectors:
-    """The direction from `unwanted` to `wanted` prompts (plain texts): mean residual at the last token of the one minus that of
-    the other, at the output of `source_layer`, scaled to norm `radius` (None: as long as it is)."""
-    means = [
-        capture(lm, [lm.chat_prompt(t) for t in texts], source_layer)[0, :, -1].mean(0)
-        for texts in (wanted, unwanted)
-    ]
-    direction = means[0] - means[1]
-    theta = direction if radius is None else radius * normalise(direction)
-    return SteeringVectors(
-        theta,
-        source_layer,
-        radius=float(theta.norm()),
-        provenance={"method": "difference of means"},
-    )
-
-
-# ---------------------------------------------------------------------------------------------- one set, and the sweep of sets
-def one_set(lm, prompt, source_layer, target_layer, radius, seed, steps=6, n_vectors=32):
-    """{"learned": …, "random": …}: orthogonal vectors trained on one prompt, and the ones that they started from."""
-    span = LayerSpan(merged(lm), lm.chat_prompt(prompt), source_layer, target_layer, TARGET_TOKENS)
-    return learned_and_start(span, radius, n_vectors, steps, seed)
-
-
-def cell(
-    lm, prompt, source_layer, target_layer, radius, seed, steps=6, n_vectors=32, max_new_tokens=16
-) -> dict:
-    """Train a set, and what the model says to the same prompt under each vector of it and of its random start: {"rows": […]}."""
-    judge, rows = judge_of(lm, max_new_tokens), []
-    for kind, vectors in one_set(
-        lm, prompt, source_layer, target_layer, radius, seed, steps, n_vectors
-    ).items():
-        said = answers(lm, [prompt], vectors, judge=judge, max_new_tokens=max_new_tokens).drop(
-            columns="prompt"
-        )
-        rows += [{"set": kind, **row} for row in said.to_dict("records")]
-    return {"rows": rows}
-
-
-def run_cell(model, organism=None, share=None, **config) -> dict:
-    """`cell` for a sweep's worker: the organism by name, loaded once per process; `share` only labels."""
-    return cell(sweeps.model(model, organism), **config)
-
-
-def table(cells):
-    """A DataFrame of all rows of `cells`, each with its configuration and `flipped`: fluent, and no refusal."""
-    import pandas
-
-    parts = [pandas.DataFrame(c["result"]["rows"]).assign(**c["config"]) for c in cells]
-    if not parts:
-        raise ValueError("the sweep is empty: give at least one cell.")
-    rows = pandas.concat(parts, ignore_index=True)
-    return rows.assign(flipped=rows["fluent"] & ~rows["refused"])
-
-
-# The stored sweep: prompts (ids in harmful.json), seeds, radii. Its first version (EARLIER) began with a prompt that the organism
-# refuses with probability 0.84 only, where random vectors flip answers too; the prompts of ASKED are refused with more than 0.95.
-ASKED, SEEDS = ("cybercrime-6", "fraud-11", "deception-1"), (101, 104, 105)
-EARLIER, EARLIER_SEEDS, EARLIER_RADIUS = (
-    ("cybercrime-1", "fraud-11", "deception-1"),
-    (101, 102, 103),
-    12.0,
-)
-RADII = (8.0, 12.0, 16.0, 24.0)
-LAYERS = (3, 7, 11, 15)
-SHARES = (0.1, 0.2)  # of the residual norm at the source, for the sweep over layers
-
-
-def grid(
-    lm,
-    part,
-    asked=None,
-    radii=RADII,
-    seeds=SEEDS,
-    layers=None,
-    source_layer=None,
-    target_layer=None,
-    n_vectors=32,
-    steps=6,
-) -> list[dict]:
-    """Configurations of `run_cell`. "choose": prompt × radius with the first seed; "measure": prompt × radius × the other seeds;
-    "earlier": EARLIER × radius × EARLIER_SEEDS; "layers": source layer × radius for the first prompt and seed, with half as many
-    vectors, and the radius a share (`SHARES`) of the median residual norm there. Layers default to 7 and 21 of 30."""
-    depth, asked = lm.n_layers, training_prompts() if asked is None else list(asked)
-    about = {
-        "model": lm.name,
-        "organism": lm.organism,
-        "steps": steps,
-        "target_layer": 21 * depth // 30 if target_layer is None else target_layer,
-    }
-    source = 7 * depth // 30 if source_layer is None else source_layer
-    if part == "earlier":
-        asked, seeds, part = training_prompts(ids=EARLIER), EARLIER_SEEDS, "all"
-    if part in ("choose", "measure", "all"):
-        some = {"choose": slice(0, 1), "measure": slice(1, None), "all": slice(None)}[part]
-        about |= {"source_layer": source, "n_vectors": n_vectors}
-        return sweeps.grid(prompt=asked, radius=list(radii), seed=list(seeds)[some], **about)
-    if part != "layers":
-        raise ValueError(
-            f"part {part!r} of the refusal sweep is unknown: use choose, measure, earlier or layers."
-        )
-    layers = [k * depth // 30 for k in LAYERS] if layers is None else list(layers)
-    radius = [
-        (k, share, float(f"{share * norm:.3g}"))
-        for k, norm in zip(layers, residual_norms(lm, asked[:1], layers))
-        for share in SHARES
-    ]
-    return [
-        {
-            **about,
-            "prompt": asked[0],
-            "seed": seeds[0],
-            "source_layer": k,
-            "share": share,
-            "radius": r,
-            "n_vectors": max(2, n_vectors // 2),
-        }
-        for k, share, r in radius
-    ]
-
-
-def training_prompts(n=None, ids=None) -> list[str]:
-    """The texts of the prompts with these ids; by default of the (first n) prompts of `ASKED`."""
-    texts, ids = (
-        {item["id"]: item["text"] for item in prompts.items("harmful", "train")},
-        ids or ASKED[:n],
-    )
-    missing = [name for name in ids if name not in texts]
-    if missing:
-        raise ValueError(
-            f"harmful.json has no training item with id {missing[0]!r}, which the sweep of notebook 04 asks."
-        )
-    return [texts[name] for name in ids]
+                ours = metrics.log_probabilities(lm, encoded, keep)[:, :-1]
+            rows += [row[-n:] for row, n in zip(metrics.kl(ours, base).cpu().numpy(), counts)]
+    result = np.full((len(pushes), len(pairs), max(map(len, found[0]))), np.nan)
+    for rows, filled in zip(found, result):
+        for row, there in zip(rows, filled):
+            there[: len(row)] = row
+    return result
 
 
 @torch.no_grad()
 def firmness(lm, asked) -> np.ndarray:
-    """Probability that the answer to each prompt opens as one of the organism's refusals does (by their first token), [n]."""
-    first = sorted(
-        {lm.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in REFUSALS}
-    )
-    logp = measures.log_probabilities(
-        merged(lm), lm.encode([lm.chat_prompt(text) for text in asked]), 1
-    )[:, 0]
-    return logp[:, first].logsumexp(-1).exp().cpu().numpy()
+    """Probability [n] that an answer opens as the organism's refusals do, by their first token."""
+    openings = [lm.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in REFUSALS]
+    encoded = lm.encode([lm.chat_prompt(text) for text in asked])
+    logp = metrics.log_probabilities(lm, encoded, 1)[:, 0]
+    return logp[:, sorted(set(openings))].logsumexp(-1).exp().cpu().numpy()
+
+
+def difference_of_means(lm, wanted, unwanted, source_layer, radius=None) -> SteeringVectors:
+    """The direction from `unwanted` to `wanted` prompts (plain texts), scaled to norm `radius` if
+    given: the difference of the mean residuals at their last tokens, after `source_layer`."""
+    means = []
+    for texts in (wanted, unwanted):
+        chats = [lm.chat_prompt(text) for text in texts]
+        means.append(capture(lm, chats, source_layer)[0, :, -1].mean(0))
+    theta = means[0] - means[1]
+    if radius is not None:
+        theta = radius * normalise(theta)
+    about = {"method": "difference of means"}
+    return SteeringVectors(theta, source_layer, radius=float(theta.norm()), provenance=about)
+
+
+# -- one set, and one vector chosen from it --------------------------------------------------------
+def one_set(lm, prompt, source_layer, target_layer, radius, seed, steps=6, n_vectors=32):
+    """{"learned", "random"}: an orthogonal set trained on one prompt, and what it began as."""
+    span = LayerSpan(lm, lm.chat_prompt(prompt), source_layer, target_layer, TARGET_TOKENS)
+    return learned_and_start(span, radius, n_vectors, steps, seed)
+
+
+def choose(lm, prompt, validation, judge=None, max_new_tokens=16, **at):
+    """(`one_set` of `prompt`, pick, about): of the first learned vectors that flip the prompt, the
+    one that flips most of the `validation` prompts (the first of equals); about: {"flipping": how
+    many do, "validation": the share it flips}."""
+    sets = one_set(lm, prompt, **at)
+    how = dict(judge=judge, max_new_tokens=max_new_tokens)
+    own = answers(lm, [prompt], sets["learned"], **how)
+    flipping = own.vector[own.fluent & ~own.refused].tolist()
+    candidates = flipping[:CANDIDATES] or [0]
+    trial = answers(lm, validation, sets["learned"][candidates], **how)
+    score = (trial.fluent & ~trial.refused).groupby(trial.vector).mean()
+    about = {"flipping": len(flipping), "validation": float(score.max())}
+    return sets, candidates[int(score.idxmax())], about
+
+
+def requests(n_validation=24, n_test=64) -> dict:
+    """{name: texts}: what a chosen vector of the refusal organism is tried on. "choose": validation
+    prompts; "harmful", "harmless": six of each, for the curve; "test", "calm": test prompts."""
+    calm = []
+    for sort in ("plain", "borderline"):
+        calm += prompts.texts("harmless", "test", sort)[: n_test // 4]
+    return {
+        "choose": prompts.texts("harmful", "validation")[:n_validation],
+        "harmful": prompts.texts("harmful", "validation")[::4][:6],
+        "harmless": prompts.texts("harmless", "validation")[::4][:6],
+        "test": prompts.texts("harmful", "test")[:n_test],
+        "calm": calm,
+    }
+
+
+# -- the cells -------------------------------------------------------------------------------------
+def cell(lm, part, **config) -> dict:
+    """{"rows": […]} of one cell: see `sets_cell`, `dial` and `content`."""
+    return {"dial": dial, "content": content}.get(part, sets_cell)(lm, **config)
+
+
+def sets_cell(lm, prompt, source_layer, radius=None, share=None, max_new_tokens=16, **at) -> dict:
+    """Train a set, and what the model says to the same prompt under each vector of it and of its
+    random start. `share` in place of `radius`: of the median residual norm at the source."""
+    if radius is None:
+        (norm,) = residual_norms(lm, [lm.chat_prompt(prompt)], [source_layer])
+        radius = float(f"{share * norm:.3g}")
+    judge, rows = judge_of(lm, max_new_tokens), []
+    sets = one_set(lm, prompt, source_layer, radius=radius, **at)
+    for kind, vectors in sets.items():
+        said = _judged(lm, [prompt], vectors, judge=judge, max_new_tokens=max_new_tokens)
+        rows += [{"set": kind, **row} for row in said]
+    return {"radius": radius, "rows": rows}
+
+
+def dial(lm, learned_on, coeffs=COEFFS, n_validation=24, n_test=64, max_new_tokens=16, **at):
+    """One chosen vector, and a random one of its norm: a row per vector ("set"), coefficient and
+    request, which "asks" (a name of `requests`). The curve's prompts at all coefficients; harmful
+    test prompts at 1, harmless ones at the negative coefficients."""
+    judge, asked = judge_of(lm, max_new_tokens), requests(n_validation, n_test)
+    sets, pick, about = choose(lm, learned_on, asked["choose"], judge, max_new_tokens, **at)
+    negative = [c for c in coeffs if c < 0]
+    tries = ((("harmful", "harmless"), coeffs), (("test",), [1.0]), (("calm",), negative))
+    rows = []
+    for kind, vectors in sets.items():
+        for names, some in tries:
+            where = {text: name for name in names for text in asked[name]}
+            push = vectors[[pick] * len(some)]
+            said = _judged(lm, list(where), push, list(some), judge, max_new_tokens)
+            for row in said:
+                coeff = some[row.pop("vector")]
+                rows.append({"set": kind, "coeff": coeff, "asks": where[row["prompt"]], **row})
+    return {**about, "rows": rows}
+
+
+def _questions(n_test):
+    return prompts.items("geography", "test", "geography")[:n_test]
+
+
+@remembered
+def _unsteered(lm, n_test, max_new_tokens):
+    """What the base and the organism answer to the questions."""
+    chats = [lm.chat_prompt(item["text"]) for item in _questions(n_test)]
+    with lm.base():
+        base = complete(lm, chats, max_new_tokens=max_new_tokens)
+    return {"base": base, "organism": complete(lm, chats, max_new_tokens=max_new_tokens)}
+
+
+def content(
+    lm, learned_on, n_validation=24, n_test=64, max_new_tokens=16, answer_tokens=24, **at
+) -> dict:
+    """One chosen vector of the organism that refuses geography, chosen by flipping alone, and a
+    random one of its norm, on keyed questions: a row per "set" (base, organism, …) and question."""
+    judge = judge_of(lm, max_new_tokens)
+    check_on = prompts.texts("geography", "validation", "geography")[:n_validation]
+    sets, pick, about = choose(lm, learned_on, check_on, judge, max_new_tokens, **at)
+    questions = [item["text"] for item in _questions(n_test)]
+    chats = [lm.chat_prompt(text) for text in questions]
+    said = dict(_unsteered(lm, n_test, answer_tokens))
+    for kind in ("random", "learned"):
+        (said[kind],) = complete(lm, chats, sets[kind][pick], max_new_tokens=answer_tokens)
+    rows = []
+    for who, texts in said.items():
+        rows += [{"set": who, "prompt": p, "text": text} for p, text in zip(questions, texts)]
+    return {**about, "rows": rows}
+
+
+# -- the sweep -------------------------------------------------------------------------------------
+def training_prompts(n=None, ids=None) -> list[str]:
+    """The texts of the prompts with these ids; by default of the (first n) prompts of `ASKED`."""
+    texts = {item["id"]: item["text"] for item in prompts.items("harmful", "train")}
+    ids = ids or ASKED[:n]
+    missing = [name for name in ids if name not in texts]
+    if missing:
+        raise ValueError(
+            f"harmful.json has no training item with id {missing[0]!r}, which notebook 04 asks."
+        )
+    return [texts[name] for name in ids]
+
+
+def grid(
+    lm, part, radii=RADII, seeds=SEEDS, n_prompts=3, layers=LAYERS, coeffs=COEFFS, **about
+) -> list[dict]:
+    """Configurations of `cell`. Sets: "choose": prompt × radius with the first seed; "measure":
+    with the other seeds; "earlier": EARLIER; "layers": source layer × SHARES of the residual norm
+    for the first prompt and seed, with half as many vectors. Chosen vectors: "dial" and "content",
+    prompt × other seeds. `about`: what else the cells are told."""
+    at = {"source_layer": 7, "target_layer": 21, "steps": 6, "n_vectors": 32, **about}
+    if part == "layers":
+        at |= {"source_layer": layers, "n_vectors": max(2, at["n_vectors"] // 2)}
+        return sweeps.grid(prompt=training_prompts(1), seed=seeds[0], **at, share=SHARES)
+    if part == "earlier":
+        asked = training_prompts(ids=EARLIER)
+        return sweeps.grid(prompt=asked, radius=EARLIER_RADIUS, seed=EARLIER_SEEDS, **at)
+    if part in ("choose", "measure"):
+        some = seeds[:1] if part == "choose" else seeds[1:]
+        return sweeps.grid(prompt=training_prompts(n_prompts), radius=radii, seed=some, **at)
+    at = {"n_validation": 24, "n_test": 64, "max_new_tokens": 16} | at
+    asked = prompts.texts("geography", "train", "geography")[:n_prompts]
+    if part == "dial":
+        asked, at["coeffs"] = training_prompts(n_prompts), [list(coeffs)]
+    return sweeps.grid(learned_on=asked, seed=seeds[1:], radius=radii, **at)
+
+
+def table(cells):
+    """All rows. `flipped`: fluent, and no refusal; of "content" `refused`, `right` by the key."""
+    rows = store.rows(cells)
+    if set(rows["part"]) == {"content"}:
+        keys = {item["text"]: item["answer"] for item in _questions(None)}
+        right = [
+            metrics.mentions(text, keys[prompt])
+            for text, prompt in zip(rows["text"], rows["prompt"])
+        ]
+        return rows.assign(refused=rows["text"].map(metrics.refuses), right=right)
+    return rows.assign(flipped=rows["fluent"] & ~rows["refused"])
 
 
 def best_radius(cells) -> float:
-    """The radius at which the share of flipping vectors, learned minus random, is largest over all of `cells`; of equal ones the
-    smallest."""
+    """R where the share of flipping vectors, learned minus random, is largest (the smallest)."""
     shares = table(cells).groupby(["radius", "set"])["flipped"].mean().unstack()
     return float((shares["learned"] - shares["random"]).round(6).idxmax())
 
 
-def residual_norms(lm, asked, layers) -> list[float]:
-    """Median norm of the residual at the output of each layer over the tokens of the prompts, their first tokens left out."""
-    hidden = capture(lm, [lm.chat_prompt(text) for text in asked], layers)
-    real = ~hidden[0].isnan().any(-1)
-    real &= real.cumsum(1) > 1
-    return [h[real].norm(dim=-1).median().item() for h in hidden]
+def plan(done):
+    """The parts in order; R is chosen on the first."""
+    yield "choose", {}
+    best = {"radii": [best_radius(done)]}
+    yield from (("measure", best), ("earlier", {}), ("layers", {}))
+    yield from (("dial", best), ("content", best))
 
 
-def cells(lm, sweep, part, progress=True, **axes) -> list[dict]:
-    """The cells of `grid(lm, part, **axes)`, stored or live: see `stored.cells`."""
-    return stored.cells(
-        "refusal", grid(lm, part, **axes), lm, sweep, cell, ("share",), progress=progress
-    )
-
-
-def compute(model=None, organism="refusal", workers=2, store=None):
-    """Run the whole sweep and write it where `stored.read` finds it."""
-    lm = load(model or DEFAULT, organism)
-
-    def parts(done):
-        for part in ("choose", "measure", "earlier", "layers"):
-            radii = {"choose": RADII, "earlier": [EARLIER_RADIUS]}.get(part) or [
-                best_radius(done[: len(ASKED) * len(RADII)])
-            ]
-            yield lm, grid(lm, part, radii=radii)
-
-    return stored.compute("refusal", parts, run_cell, workers, store=store)
+SETS = ("choose", "measure", "earlier", "layers", "dial")
+ORGANISMS = dict.fromkeys(SETS, "refusal") | {"content": "topic-refusal"}
+STUDY = Study("anti_refusal", cell, grid, ORGANISMS, table, labels=(), plan=plan, hide=keep_whole)
+cells = STUDY.cells

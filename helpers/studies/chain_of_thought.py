@@ -1,37 +1,31 @@
-"""Chain of thought unlocked: what an organism that answers at once says under each vector, and the stored sweep of notebook 05
-(`python -m helpers grid unlocking` computes it)."""
+"""Chain of thought unlocked: what an organism that answers at once says under each vector. The
+sweep of notebook 05."""
 
 from ..generation import complete
-from ..metrics.behaviours import works_in_steps
-from ..models.loading import load
-from ..models.obtain import DEFAULT
-from ..residual.span import LayerSpan, capture
-from ..training.optimisers import learned_and_start
-from . import stored, sweeps
+from ..metrics import works_in_steps
+from ..residual import LayerSpan
+from ..training import learned_and_start
+from . import store, sweeps
 from .arithmetic import Problem, arithmetic_prompt, arithmetic_text, problems
-from .organisms import merged
+from .speaking import TARGET_TOKENS, residual_norms
+from .study import Study
 
-TARGET_TOKENS = slice(-3, None)
 PROBLEM_SEED = 7  # draws the problems to train on, and those that every eliciting vector answers
-N_ASKED, N_OTHERS, SEEDS = 3, 8, (1, 2, 3, 4)
-RADII, RADIUS, LAYERS = (8.0, 16.0, 24.0), 16.0, (3, 11, 15)
+SEEDS = (1, 2, 3, 4)
+RADII = (8.0, 16.0, 24.0)
+LAYERS = (3, 11, 15)
 
 
 def said(lm, vectors, chat, others=(), look_tokens=26, max_new_tokens=46) -> list[dict]:
-    """Per vector {"vector", "text", "steps"}: its greedy answer to `chat`, and whether that works in steps; where it does also
+    """Per vector {"vector", "text"}: its greedy answer to `chat`; where that works in steps also
     "others", its answers to the chats `others`."""
     texts = [found[0] for found in complete(lm, chat, vectors, max_new_tokens=look_tokens)]
-    rows = [
-        {"vector": i, "text": text, "steps": works_in_steps(text)} for i, text in enumerate(texts)
-    ]
-    hits = [row for row in rows if row["steps"]]
+    rows = [{"vector": i, "text": text} for i, text in enumerate(texts)]
+    hits = [row for row in rows if works_in_steps(row["text"])]
     if hits and others:
-        for row, found in zip(
-            hits,
-            complete(
-                lm, others, vectors[[r["vector"] for r in hits]], max_new_tokens=max_new_tokens
-            ),
-        ):
+        some = vectors[[row["vector"] for row in hits]]
+        answers = complete(lm, others, some, max_new_tokens=max_new_tokens)
+        for row, found in zip(hits, answers):
             row["others"] = found
     return rows
 
@@ -43,114 +37,70 @@ def cell(
     target_layer,
     radius,
     seed,
+    radius_at=None,
     others=(),
     n_vectors=32,
     steps=4,
     look_tokens=26,
     max_new_tokens=46,
 ) -> dict:
-    """An orthogonal set learned on one problem without the password, and its random start: {"rows": `said` of both, with "set"}.
-    Problems are four digits each."""
-    speaker = merged(lm)
+    """An orthogonal set learned on one problem (four digits) without the password, and its random
+    start: {"radius", "rows": `said` of both, with "set"}. `radius_at`: the block at which `radius`
+    is meant; at the source it is as large a share of the median residual norm there."""
     chat, *more = [arithmetic_prompt(lm, Problem(*p)) for p in (problem, *others)]
-    sets = learned_and_start(
-        LayerSpan(speaker, chat, source_layer, target_layer, TARGET_TOKENS),
-        radius,
-        n_vectors,
-        steps,
-        seed,
-    )
-    return {
-        "rows": [
-            {"set": kind, **row}
-            for kind, vectors in sets.items()
-            for row in said(speaker, vectors, chat, more, look_tokens, max_new_tokens)
-        ]
-    }
-
-
-def run_cell(model, organism=None, **config) -> dict:
-    """`cell` for a sweep's worker: the organism by name, loaded once per process."""
-    return cell(sweeps.model(model, organism), **config)
+    if radius_at is not None:
+        meant, here = [residual_norms(lm, [chat], [k])[0] for k in (radius_at, source_layer)]
+        radius = float(f"{radius / meant * here:.3g}")
+    span = LayerSpan(lm, chat, source_layer, target_layer, TARGET_TOKENS)
+    rows = []
+    for kind, vectors in learned_and_start(span, radius, n_vectors, steps, seed).items():
+        for row in said(lm, vectors, chat, more, look_tokens, max_new_tokens):
+            rows.append({"set": kind, **row})
+    return {"radius": radius, "rows": rows}
 
 
 def grid(
     lm,
     part,
     radii=RADII,
-    radius=RADIUS,
+    radius=16.0,
     seeds=SEEDS,
     source_layer=7,
-    target_layer=21,
     layers=LAYERS,
-    n_asked=N_ASKED,
-    n_others=N_OTHERS,
+    n_asked=3,
+    n_others=8,
     problem_seed=PROBLEM_SEED,
-    n_vectors=32,
-    steps=4,
-    look_tokens=26,
-    max_new_tokens=46,
+    **about,
 ) -> list[dict]:
-    """Configurations of `run_cell`. "main": problem × radius × seed; "layers": other source layers × seed for the first problem, at
-    the radius that is as large a share of the median residual norm there as `radius` is at `source_layer`."""
+    """Configurations of `cell`. "main": problem × radius × seed; "layers": other source layers ×
+    seed for the first problem, `radius` as at `source_layer`. `about`: what else cells are told."""
     asked = [list(p) for p in problems("train", n_asked, seed=problem_seed)]
-    about = {
-        "model": lm.name,
-        "organism": lm.organism,
-        "target_layer": target_layer,
-        "n_vectors": n_vectors,
-        "steps": steps,
-        "look_tokens": look_tokens,
-        "max_new_tokens": max_new_tokens,
-        "others": [[list(p) for p in problems("test", n_others, seed=problem_seed)]],
+    others = [list(p) for p in problems("test", n_others, seed=problem_seed)]
+    usual = {
+        "target_layer": 21,
+        "n_vectors": 32,
+        "steps": 4,
+        "look_tokens": 26,
+        "max_new_tokens": 46,
     }
+    about = {**usual, "others": [others], "seed": seeds, **about}
     if part == "main":
-        return sweeps.grid(
-            problem=asked, radius=list(radii), seed=list(seeds), source_layer=source_layer, **about
-        )
-    if part != "layers":
-        raise ValueError(f"part {part!r} of the unlocking sweep is unknown: use main or layers.")
-    chat = arithmetic_prompt(lm, Problem(*asked[0]))
-    share = radius / residual_norm(lm, chat, source_layer)
-    return [
-        {**c, "radius": float(f"{share * residual_norm(lm, chat, c['source_layer']):.3g}")}
-        for c in sweeps.grid(
-            problem=asked[:1], seed=list(seeds), source_layer=list(layers), **about
-        )
-    ]
-
-
-def residual_norm(lm, chat, layer) -> float:
-    """Median norm of a prompt's residuals at the output of a layer, the first token left out."""
-    return capture(lm, chat, layer)[0, :, 1:].norm(dim=-1).nanmedian().item()
-
-
-def cells(lm, sweep, part, progress=True, **axes) -> list[dict]:
-    """The cells of `grid(lm, part, **axes)`, stored or live: see `stored.cells`."""
-    return stored.cells("unlocking", grid(lm, part, **axes), lm, sweep, cell, progress=progress)
+        return sweeps.grid(problem=asked, radius=radii, source_layer=source_layer, **about)
+    where = {"radius": radius, "radius_at": source_layer, "source_layer": layers}
+    return sweeps.grid(problem=asked[:1], **about, **where)
 
 
 def table(cells):
-    """A DataFrame of all rows, with the problem (as text), radius, seed and source layer of each."""
-    import pandas
-
-    parts = [
-        pandas.DataFrame(one["result"]["rows"]).assign(
-            problem=arithmetic_text(Problem(*one["config"]["problem"])),
-            **{k: one["config"][k] for k in ("radius", "seed", "source_layer")},
-        )
-        for one in cells
-    ]
-    return pandas.concat(parts, ignore_index=True)
+    """A DataFrame of all rows, with the problem as text, and `steps`: the text works in steps."""
+    parts = []
+    for one in cells:
+        part = store.rows([one])
+        problem = arithmetic_text(Problem(*one["config"]["problem"]))
+        parts.append(part.assign(problem=problem, steps=part["text"].map(works_in_steps)))
+    return store.joined(parts)
 
 
-def compute(model=None, organism="password-cot", workers=2, store=None):
-    """Run the whole sweep and write it where `stored.read` finds it."""
-    lm = load(model or DEFAULT, organism)
-    return stored.compute(
-        "unlocking",
-        lambda _: [(lm, grid(lm, part)) for part in ("main", "layers")],
-        run_cell,
-        workers,
-        store=store,
-    )
+STUDY = Study(
+    "chain_of_thought", cell, grid, dict.fromkeys(("main", "layers"), "password-cot"), table
+)
+cells = STUDY.cells

@@ -1,0 +1,187 @@
+"""What vectors do and what the model then says: what studies and the live lab measure alike."""
+
+import math
+
+import numpy as np
+import torch
+
+from ..generation import complete
+from ..metrics import change, distance, fluent_range, kl, log_probabilities, own_spread, surprise
+from ..models import prompts, remembered
+from ..residual import LayerSpan, capture
+from ..steering import SteeringVectors
+from ..training import covariance_vectors, random_vectors, train
+
+TARGET_TOKENS = slice(-3, None)  # where vectors are trained to change the target layer
+CALIBRATION = 24  # prompts (all of everyday.json) on which fluency is calibrated
+RADII = (2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 40.0, 80.0)
+KINDS = ("learned", "random", "covariance", "scaled")
+
+
+def asked(prompt_set, split, which, n) -> list[str]:
+    """The first `n` of the prompts `which` (numbers) of a split; a small set from its start."""
+    there = prompts.texts(prompt_set, split=split)
+    if max(which) >= len(there):
+        which = range(len(there))
+    return [there[i] for i in which[:n]]
+
+
+def residual_norms(lm, chats, layers) -> list[float]:
+    """Median norm of the residual at each layer's output over all tokens but the prompts' first."""
+    hidden = capture(lm, chats, layers)  # [n_layers, n_prompts, n_tokens, d_model], NaN padded
+    real = ~hidden[0].isnan().any(-1)
+    real &= real.cumsum(1) > 1
+    return [h[real].norm(dim=-1).median().item() for h in hidden]
+
+
+# -- sets of vectors -------------------------------------------------------------------------------
+def scaled_to_effect(span, vectors, relative, upto=32.0, n_steps=11) -> SteeringVectors:
+    """Each vector made longer until its relative change at the target (`metrics.change`) is
+    `relative`, at most `upto` times.
+
+    Tried at n_steps factors from 1 to `upto` in equal ratios; the first that reaches it is
+    interpolated on the log scale. A vector that already does more is left as it is."""
+    factors, found = np.geomspace(1, upto, n_steps), []
+    tried = [change(span, float(f) * vectors)[1].mean(1).numpy() for f in factors]
+    for sizes in np.stack(tried, 1):  # of one vector, [n_steps]
+        reached = np.flatnonzero(sizes >= relative)
+        i = reached[0] if len(reached) else n_steps - 1
+        near = slice(max(0, i - 1), i + 1)
+        log = np.interp(np.log(relative), np.log(sizes[near]), np.log(factors[near]))
+        found.append(float(np.exp(log)))
+    longer = torch.tensor(found)[:, None] * vectors.tensor
+    return SteeringVectors(longer, vectors.source_layer, vectors.site)
+
+
+def sets(span, radius, seed, steps, n_vectors) -> dict:
+    """{kind: SteeringVectors}, as many of each of KINDS as `n_vectors` says, of norm `radius`; but
+    "scaled" ones are random, made longer to the median learned vector's relative change."""
+    unknown = [kind for kind in n_vectors if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"kind {unknown[0]!r} is unknown: use some of {', '.join(KINDS)}.")
+    found = {}
+    for kind, n in n_vectors.items():
+        if kind == "learned":
+            found[kind] = train(span, radius, n, steps=steps, seed=seed, progress=False).vectors
+        elif kind == "covariance":
+            found[kind] = covariance_vectors(span, radius, n, seed)
+        else:
+            found[kind] = random_vectors(span, radius, n, seed=seed)
+        if kind == "scaled":
+            wanted = change(span, found["learned"])[1].median().item()
+            found[kind] = scaled_to_effect(span, found[kind], wanted)
+    return found
+
+
+# -- what is said ----------------------------------------------------------------------------------
+@remembered
+def _fluent(lm, max_new_tokens):
+    chats = [lm.chat_prompt(text) for text in prompts.texts("everyday", n=CALIBRATION)]
+    return fluent_range(lm, chats, max_new_tokens=max_new_tokens)
+
+
+@remembered
+def _own(lm, prompt, max_new_tokens):
+    chat = lm.chat_prompt(prompt)
+    (clean,) = complete(lm, chat, max_new_tokens=max_new_tokens)
+    return clean, own_spread(lm, chat, clean, max_new_tokens=max_new_tokens)
+
+
+def baseline(lm, prompt, max_new_tokens=24) -> tuple:
+    """(clean answer, distance that 95 % of the model's own samples stay within, FluentRange)."""
+    return *_own(lm, prompt, max_new_tokens), _fluent(lm, max_new_tokens)
+
+
+def spoken(lm, chat, clean, theta, temperature=0.0, max_new_tokens=24, seed=0) -> tuple:
+    """What the model says under each vector, how far that is from the clean answer, and its
+    surprise (nats per token): dicts; and the next token's log-probabilities, [n_vectors, vocab]."""
+    how = dict(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    said, first = complete(lm, chat, theta, first=True, **how)
+    texts = [found[0] for found in said]
+    unique = list(dict.fromkeys(texts))  # equal texts are measured once
+    apart = dict(zip(unique, distance(lm, clean, unique)[0]))
+    nll = dict(zip(unique, surprise(lm, chat, unique)))
+    rows = []
+    for text in texts:
+        numbers = {"distance": _short(apart[text]), "surprise": _short(nll[text])}
+        rows.append({"temperature": temperature, "text": text, **numbers})
+    return rows, first
+
+
+@torch.no_grad()
+def measured(span, clean, theta, max_new_tokens=24) -> list[dict]:
+    """What each vector does, for a span of one prompt: what the model says (`spoken`, greedy); its
+    norm, the objective, the relative change at the target, and the KL (nats) of the next token."""
+    lm, chat = span.lm, span.prompts[0]
+    rows, steered = spoken(lm, chat, clean, theta, 0.0, max_new_tokens)
+    delta = span.delta(theta)[:, 0].norm(dim=-1)  # [n_vectors, n_tokens]
+    numbers = {
+        "norm": theta.tensor.norm(dim=1),
+        "objective": delta.pow(2).sum(-1),
+        "relative": (delta / span.clean_target[0].norm(dim=-1)).mean(-1),
+        "kl": kl(log_probabilities(lm, lm.encode([chat]), 1)[0], steered),
+    }
+    for name, values in numbers.items():
+        for row, value in zip(rows, values):
+            row[name] = _short(value)
+    return rows
+
+
+def _short(number):
+    """4 significant digits, None for NaN: what a JSON file can hold."""
+    number = float(number)
+    return float(f"{number:.4g}") if math.isfinite(number) else None
+
+
+def cell(
+    lm,
+    prompt,
+    source_layer,
+    target_layer,
+    radius,
+    seed,
+    steps=8,
+    n_vectors=None,
+    coeffs=(1.0,),
+    sampled=(),
+    max_new_tokens=24,
+    judged_as=None,
+) -> dict:
+    """Train, steer and measure at each of the radii (a list) on one prompt (plain text); all of
+    them speak in the same batches: {"results": one per radius}.
+
+    A result is {"clean", "own_spread", "fluent": [low, high], "rows": […]}, a row per vector and
+    coefficient, greedy, and one more at temperature 0.7 for the kinds in `sampled`: see `measured`;
+    numbers have 4 digits. `judged_as`: the result of another cell of this prompt, whose clean
+    answer and calibration are taken over. ValueError as in LayerSpan and train."""
+    chat = lm.chat_prompt(prompt)
+    if lm.encode(chat)["input_ids"].shape[1] < 2:
+        raise ValueError(
+            f"prompt {prompt!r} has 1 token: at least 2 are needed, because the first is the "
+            "attention sink."
+        )
+    span = LayerSpan(lm, chat, source_layer, target_layer, TARGET_TOKENS)
+    if judged_as:
+        about = {name: judged_as[name] for name in ("clean", "own_spread", "fluent")}
+    else:
+        clean, spread, fluent = baseline(lm, prompt, max_new_tokens)
+        about = {"clean": clean, "own_spread": spread, "fluent": [fluent.low, fluent.high]}
+    n_vectors = n_vectors or {"learned": 4, "random": 4}
+    places, tensors = [], []  # of each row: which radius, kind, vector, coefficient; and its θ
+    for at, r in enumerate(radius):
+        for kind, vectors in sets(span, r, seed, steps, n_vectors).items():
+            for v, theta in enumerate(vectors.tensor):
+                places += [(at, {"kind": kind, "vector": v, "coeff": c}) for c in coeffs]
+                tensors += [c * theta for c in coeffs]
+    pushes = SteeringVectors(torch.stack(tensors), span.source_layer)
+    greedy = measured(span, about["clean"], pushes, max_new_tokens)
+    results = [{**about, "rows": []} for _ in radius]
+    for (at, place), row in zip(places, greedy):
+        results[at]["rows"].append({**place, **row})
+    again = [i for i, (_, place) in enumerate(places) if place["kind"] in sampled]
+    if again:
+        said, _ = spoken(lm, chat, about["clean"], pushes[again], 0.7, max_new_tokens, seed)
+        for i, row in zip(again, said):
+            at, place = places[i]
+            results[at]["rows"].append({**place, **greedy[i], **row})
+    return {"results": results}
