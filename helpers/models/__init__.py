@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "loading": ["TINY", "DTYPES", "LanguageModel", "load", "random_weights_", "byte_tokenizer"],
+        "loading": ["TINY", "DTYPES", "LanguageModel", "load", "with_adapter", "random_weights_", "byte_tokenizer"],
         "obtain": [
             "DEFAULT",
             "PACKAGE",

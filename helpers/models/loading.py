@@ -392,6 +392,14 @@ def _adapted(lm: LanguageModel, organism: str):
         return PeftModel.from_pretrained(lm.model, str(folder), is_trainable=False)
 
 
+def with_adapter(lm: LanguageModel, folder: Path, organism: str) -> LanguageModel:
+    """`lm` with the saved adapter of `folder`, as the organism of that name."""
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(lm.model, str(folder), is_trainable=False)
+    return LanguageModel(lm.name, adapted, lm.tokenizer, lm.weights_hash, organism)
+
+
 def _hash_files(paths) -> str:
     digest = hashlib.sha256()
     for path in paths:
