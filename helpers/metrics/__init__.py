@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "FIRST_SCORED",
             "change",
             "log_probabilities",
+            "kl",
             "kl_next_token",
             "kl_from_clean",
             "kl_along",

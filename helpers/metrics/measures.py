@@ -38,6 +38,11 @@ def log_probabilities(lm, encoded, keep):
     return out.logits[:, -keep:].float().log_softmax(-1)
 
 
+def kl(clean_logp, other_logp):
+    """KL(clean ‖ other) in nats over the last dimension."""
+    return (clean_logp.exp() * (clean_logp - other_logp)).sum(-1)
+
+
 @torch.no_grad()
 def kl_next_token(lm, prompts, vectors, coeff=1.0, batch_size=32) -> torch.Tensor:
     """KL(unsteered ‖ steered) in nats of the next token at the last prompt token, [n_vectors, n_prompts]."""
