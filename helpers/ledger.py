@@ -58,16 +58,19 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence], cell: Callable 
     """An HTML table, its cells aligned left and at the top.
 
     cell: makes of a value the text to show, which is escaped here (a completion of `<script>` is
-    shown, not run), or an object with `_repr_html_` (IPython's HTML), which stands as it is.
+    shown, not run). A value with `_repr_html_`, such as IPython's HTML, stands as it is.
     """
 
-    def line(tag, values):
-        start, end = f'<{tag} style="text-align:left;vertical-align:top">', f"</{tag}>"
-        shown = [v._repr_html_() if hasattr(v, "_repr_html_") else html.escape(v) for v in values]
-        return "<tr>" + "".join(start + text + end for text in shown) + "</tr>"
+    def line(tag, texts):
+        start = f'<{tag} style="text-align:left;vertical-align:top;padding:2px 8px">'
+        return "<tr>" + "".join(f"{start}{text}</{tag}>" for text in texts) + "</tr>"
 
-    body = "".join(line("td", map(cell, row)) for row in rows)
-    return f"<table><thead>{line('th', columns)}</thead><tbody>{body}</tbody></table>"
+    def markup(value):
+        return value._repr_html_() if hasattr(value, "_repr_html_") else html.escape(cell(value))
+
+    head = line("th", map(html.escape, columns))
+    body = "".join(line("td", map(markup, row)) for row in rows)
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
 def claims() -> dict[str, dict]:
@@ -110,15 +113,14 @@ def _plain(value):
 def record(claim: str, value, interval=None, **facts) -> None:
     """Judge a result against the thresholds committed for `claim`, and print one line.
 
-    value: a number, or a dict of named numbers; interval: (low, high), or a dict of such; facts:
-    what else was true (prompts, seeds, model, parameters, seconds). A default run keeps the result,
-    and raises AssertionError where a core claim falls below the verdict it last had. ValueError:
-    an unknown claim, a value that is not a finite number, a quantity missing.
+    value: a number, or a dict of named ones; interval: (low, high), or a dict of such; facts: what
+    else was true (model, seeds, parameters …). A default run keeps the result, and raises
+    AssertionError where a core claim falls below the verdict it last had. ValueError: an unknown
+    claim, a value that is not a finite number, a quantity missing.
     """
     known = claims()
     if claim not in known:
-        has = ", ".join(sorted(known))
-        raise ValueError(f"There is no claim {claim!r}; data/claims.json has {has}.")
+        raise ValueError(f"There is no claim {claim!r}; data/claims.json has {', '.join(known)}.")
     values = _plain(value if isinstance(value, dict) else {"value": value})
     for name, number in values.items():
         if not isinstance(number, (int, float)) or not math.isfinite(number):
@@ -134,15 +136,14 @@ def record(claim: str, value, interval=None, **facts) -> None:
         "notebook": os.environ.get("WORKBOOK_NOTEBOOK", "interactive"),
     }
     _recorded[claim] = result
-    said = _ours(result)
-    if not default_run():
-        print(f"{claim}: {said} → {now} (not a default run: the ledger is left as it is)")
-        return
-    print(f"{claim}: {said} → {now}")
-    text = json.dumps(result, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    write_atomically(build_folder() / "claims" / result["notebook"] / f"{claim}.json", text)
-    if known[claim]["core"] and last and VERDICTS.index(now) < VERDICTS.index(last):
-        raise AssertionError(f"Core claim {claim!r} was {last} and is now {now}: {said}.")
+    ours = _ours(result)
+    aside = "" if default_run() else " (not a default run: the ledger is left as it is)"
+    print(f"{claim}: {ours} → {now}{aside}")
+    if default_run():
+        text = json.dumps(result, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        write_atomically(build_folder() / "claims" / result["notebook"] / f"{claim}.json", text)
+        if known[claim]["core"] and last and VERDICTS.index(now) < VERDICTS.index(last):
+            raise AssertionError(f"Core claim {claim!r} was {last} and is now {now}: {ours}.")
 
 
 def check(condition, sentence: str) -> None:
@@ -254,13 +255,12 @@ def write(build: str | Path | None = None) -> list[dict]:
     for row in rows:
         claim = row["claim"] + (" (core)" if row["core"] else "")
         ours = (row["ours"] or "–", row["verdict"], row["why"])
-        lines.append(_line(claim, row["source"], row["published"], *ours))
+        lines.append(_markdown_row(claim, row["source"], row["published"], *ours))
     write_atomically(folder / "ledger.md", "\n".join(lines) + "\n")
     return rows
 
 
-def _line(*cells: str) -> str:
-    """A row of a Markdown table."""
+def _markdown_row(*cells: str) -> str:
     escaped = [re.sub(r"\s+", " ", cell).replace("|", "\\|") for cell in cells]
     return f"| {' | '.join(escaped)} |"
 
@@ -280,7 +280,7 @@ def into_readme(text: str, build: str | Path | None = None) -> str:
     lines = ["| Claim | Published | Ours | Verdict |", "|---|---|---|---|"]
     for row in sorted(entries(build=build_folder(build)), key=lambda row: not row["core"]):
         claim = f"**{row['claim']}**" if row["core"] else row["claim"]
-        new = _line(claim, row["published"], row["ours"] or "–", row["verdict"])
+        new = _markdown_row(claim, row["published"], row["ours"] or "–", row["verdict"])
         lines.append(new if row["result"] else kept.get(new.split(" | ")[0], new))
     return "\n".join([before + start, *lines, end + after])
 
