@@ -396,7 +396,8 @@ def with_adapter(lm: LanguageModel, folder: Path, organism: str) -> LanguageMode
     """`lm` with the saved adapter of `folder`, as the organism of that name."""
     from peft import PeftModel
 
-    adapted = PeftModel.from_pretrained(lm.model, str(folder), is_trainable=False)
+    # low_cpu_mem_usage: PEFT then draws no weights that are overwritten at once
+    adapted = PeftModel.from_pretrained(lm.model, str(folder), low_cpu_mem_usage=True)
     return LanguageModel(lm.name, adapted, lm.tokenizer, lm.weights_hash, organism)
 
 
