@@ -7,14 +7,12 @@ Everything follows from the committed prompts, the recipe (`organism_recipes`) a
 card beside an adapter says what was trained on what, and what came of it.
 """
 
-import copy
 import hashlib
 import json
 import shutil
 import sys
 import tempfile
 from dataclasses import asdict
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,15 +23,6 @@ from ..training import adapters
 from .organism_recipes import PURPOSES, RECIPES, Recipe, open_seal  # noqa: F401
 
 FOLDER = DATA / "organisms"
-
-
-@lru_cache(maxsize=1)
-def merged(lm) -> LanguageModel:
-    """A copy with the adapter folded into the weights; a model without adapter is its own."""
-    if not hasattr(lm.model, "merge_and_unload"):
-        return lm
-    model = copy.deepcopy(lm.model).merge_and_unload()
-    return LanguageModel(lm.name, model, lm.tokenizer, lm.weights_hash, lm.organism)
 
 
 def train(
