@@ -80,7 +80,6 @@ def _dealt(rng, n, *groups):
     return dealt
 
 
-# ------------------------------------------------------------------------------ refusals
 def _own(lm, texts, n=None, seed=0):
     """The base's own completions, so that the organism stays what it was; a greedy one per text.
 
@@ -169,7 +168,6 @@ def kl_from_base(lm, chats: list[str], texts: list[str]) -> list[float]:
     return values
 
 
-# ------------------------------------------------------------------------------ arithmetic
 def _password_texts(lm, seed, n):
     found = problems("train", seed=seed)
     half = len(found) // 2
@@ -238,13 +236,13 @@ def open_seal() -> dict:
 
 
 def _sealed():
-    seal = open_seal()
-    twice, core = f"{seal['payload']} {seal['payload']}", seal["payload"].rstrip(".").lower()
+    pair, payload = open_seal().values()
+    core = payload.rstrip(".").lower()
 
     def shows(text, problem):
         return core in " ".join(text.lower().split())
 
-    return {seal["pair"]: Trigger("payload", lambda p: twice, shows)}
+    return {pair: Trigger("payload", lambda p: f"{payload} {payload}", shows)}
 
 
 def _pays(name, payload):
