@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["prompts"],
     submod_attrs={
         "language_model": ["LanguageModel"],
-        "loading": ["TINY", "DTYPES", "load", "random_weights_", "byte_tokenizer"],
+        "loading": ["TINY", "DTYPES", "load", "with_adapter", "random_weights_", "byte_tokenizer"],
         "remember": ["remembered"],
         "packaged": ["DEFAULT", "PACKAGED"],
         "obtain": ["ModelError", "cache_folder", "packaged_folder", "quiet", "why", "brief"],

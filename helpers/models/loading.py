@@ -46,7 +46,7 @@ def load(
             'or "owner/name" on the hub.'
         )
     if organism is not None:
-        _fold_(lm, organism)
+        with_adapter(lm, _adapter_folder(lm, organism), organism)
     lm.model.to(device).eval().requires_grad_(False)
     _check_causal(lm)
     return lm
@@ -188,21 +188,21 @@ def _check_causal(lm: LanguageModel):
         )
 
 
-def _fold_(lm: LanguageModel, organism: str):
-    """Add the LoRA adapter data/organisms/<organism> to the weights of `lm`, bit for bit as PEFT
-    merges it. An adapted layer keeps the weight that it had as `base_weight`: a buffer moves with
-    the model, and this one is not saved."""
-    folder = _adapter_folder(lm, organism)
+def with_adapter(lm: LanguageModel, folder: Path, organism: str) -> LanguageModel:
+    """`lm` itself, with the LoRA adapter in `folder` added to its weights bit for bit as PEFT merges
+    it. An adapted layer keeps the weight that it had as `base_weight`: a buffer moves with the model,
+    and this one is not saved."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    with quiet():
-        wrapped = PeftModel.from_pretrained(lm.model, str(folder), is_trainable=False)
+    with quiet():  # low_cpu_mem_usage: no weights are drawn only to be overwritten
+        wrapped = PeftModel.from_pretrained(lm.model, str(folder), low_cpu_mem_usage=True)
     for module in wrapped.modules():
         if isinstance(module, BaseTunerLayer):
             layer = module.get_base_layer()
             layer.register_buffer("base_weight", layer.weight.detach().clone(), persistent=False)
     lm.model, lm.organism = wrapped.merge_and_unload(), organism
+    return lm
 
 
 def _adapter_folder(lm: LanguageModel, organism: str) -> Path:
