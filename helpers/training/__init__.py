@@ -8,7 +8,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "controls": ["covariance_vectors"],
         "jacobian": ["jacobian_ratio", "calibrated_radius"],
         "optimisers": [
-            "normalise", "METHODS",
+            "normalise",
+            "METHODS",
+            "Stopped",
             "TrainingResult",
             "objective",
             "value_and_grad",

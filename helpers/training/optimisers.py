@@ -17,6 +17,10 @@ from ..steering import SteeringVectors
 METHODS = ("power", "adam")
 
 
+class Stopped(Exception):
+    """A callback stopped training before anything was finished."""
+
+
 @dataclass
 class TrainingResult:
     """`vectors`: the best iterate of each vector (of the whole set under power + orthogonal, which keeps it orthogonal);
@@ -153,6 +157,7 @@ def train(
     lr=1e-3,
     damping=0.5,
     progress=True,
+    callback=None,
 ) -> TrainingResult:
     """Learn vectors of norm `radius` that change the span's target the most.
 
@@ -160,7 +165,9 @@ def train(
     at once (12 steps by default); `orthogonal` puts a sign-keeping QR into each step. `method="adam"`: the published procedure
     (300 steps): AdamW (`lr`, betas .9/.98, no decay, amsgrad), gradient projected to the tangent of the sphere, θ put back on
     it after each step; `orthogonal` learns one vector after another, each orthogonal to the earlier ones.
-    Raises ValueError on R ≤ 0, a bad count or method, FloatingPointError on NaN.
+    `callback(step, vectors [n, d_model], objective [n])` is called after every evaluation (step 0: the start) and stops training
+    by returning True; what was finished is kept. Raises `Stopped` where that is nothing, ValueError on R ≤ 0, a bad count or
+    method, FloatingPointError on NaN.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown: use one of {', '.join(METHODS)}.")
@@ -172,18 +179,18 @@ def train(
         n_vectors, span.lm.d_model, seed, orthogonal and method == "power"
     ).to(span.start.device)
     if method == "power":
-        run = _power(span, start, radius, steps, p, q, orthogonal, damping, progress)
+        run = _power(span, start, radius, steps, p, q, orthogonal, damping, progress, callback)
     elif orthogonal:
-        run = _adam_in_turn(span, start, radius, steps, p, q, lr, progress)
+        run = _adam_in_turn(span, start, radius, steps, p, q, lr, progress, callback)
     else:
-        run = _adam(span, start, radius, steps, p, q, lr, start[:0], progress)
+        run = _adam(span, start, radius, steps, p, q, lr, start[:0], progress, callback)
     vectors, history, chosen = run
     history = history.cpu()
     if not history.any():
         raise ValueError(
             "the objective stayed 0: no target token comes at or after a steered one, so no vector can change it."
         )
-    at = torch.arange(n_vectors)
+    at = torch.arange(len(chosen))
     settings = {
         "method": method,
         "steps": steps,
@@ -202,7 +209,7 @@ def train(
     )
 
 
-def _power(span, theta, radius, steps, p, q, orthogonal, damping, progress):
+def _power(span, theta, radius, steps, p, q, orthogonal, damping, progress, callback):
     history, best, chosen = [], theta, None
     for step in tqdm(range(steps + 1), desc="power iteration", leave=False, disable=not progress):
         if step < steps:
@@ -219,14 +226,18 @@ def _power(span, theta, radius, steps, p, q, orthogonal, damping, progress):
             best = theta if seen.mean(1).argmax() == step - 1 else best
         else:
             best = torch.where((seen.argmax(0) == step - 1)[:, None], theta, best)
+        if callback and callback(step, theta, values):
+            break
         theta = normalise(gradient) + damping * theta / radius
         theta = radius * (orthonormalise(theta) if orthogonal else normalise(theta))
+    if len(history) < 2:
+        raise Stopped
     seen = torch.stack(history[1:]).cpu()
     chosen = seen.mean(1).argmax().expand(len(best)) if orthogonal else seen.argmax(0)
     return best, torch.stack(history), chosen
 
 
-def _adam(span, theta, radius, steps, p, q, lr, earlier, progress):
+def _adam(span, theta, radius, steps, p, q, lr, earlier, progress, callback):
     """The published loop for a batch of vectors, each kept orthogonal to the unit rows of `earlier` [k, d_model]."""
     theta = torch.nn.Parameter(radius * normalise(without(theta, earlier)))
     optimiser = torch.optim.AdamW([theta], lr=lr, betas=(0.9, 0.98), weight_decay=0.0, amsgrad=True)
@@ -243,6 +254,8 @@ def _adam(span, theta, radius, steps, p, q, lr, earlier, progress):
         if step:
             is_best = torch.stack(history[1:]).argmax(0) == step - 1
             best = torch.where(is_best[:, None], theta.detach(), best)
+        if callback and callback(step, theta.detach(), values) and step < steps:
+            raise Stopped
         if step < steps:
             gradient = without(-gradient, earlier)  # the optimiser minimises
             theta.grad = (
@@ -253,11 +266,16 @@ def _adam(span, theta, radius, steps, p, q, lr, earlier, progress):
     return best, torch.stack(history), torch.stack(history[1:]).argmax(0).cpu()
 
 
-def _adam_in_turn(span, start, radius, steps, p, q, lr, progress):
+def _adam_in_turn(span, start, radius, steps, p, q, lr, progress, callback):
     done, histories, chosen = start[:0], [], []
     for i in range(len(start)):
-        vector, history, step = _adam(
-            span, start[i : i + 1], radius, steps, p, q, lr, done / radius, progress
-        )
+        try:
+            vector, history, step = _adam(
+                span, start[i : i + 1], radius, steps, p, q, lr, done / radius, progress, callback
+            )
+        except Stopped:
+            if not i:
+                raise
+            break
         done, histories, chosen = torch.cat([done, vector]), [*histories, history], [*chosen, step]
     return done, torch.cat(histories, 1), torch.cat(chosen)
