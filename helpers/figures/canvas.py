@@ -18,9 +18,11 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
+    "legend.fontsize": 10,
     "figure.constrained_layout.use": True,
 }
 plt.rcParams.update(STYLE)  # the whole workbook looks alike
+DOTS = {"s": 22, "alpha": 0.65, "linewidths": 0}  # of a scatter of single values
 
 
 def colour(label, i=0):
@@ -34,8 +36,14 @@ def panels(n=1, width=7.2, height=3.6, **options):
     return figure, axes[0]
 
 
+def one_panel(ax=None, **size):
+    """`ax`, or the axes of a new figure of that size."""
+    return panels(**size)[1][0] if ax is None else ax
+
+
 def show(figure, alt):
-    """Display a figure once as PNG with its alt text, and close it. A palette of 128 colours: a third of the bytes."""
+    """Display a figure once as PNG with its alt text, and close it. A palette of 128 colours: a
+    third of the bytes."""
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=130)
     plt.close(figure)
@@ -44,9 +52,39 @@ def show(figure, alt):
 
 
 def finish(ax, title, xlabel, ylabel, legend=True):
+    """Title, axes' names and, where something has a label, the legend. Returns the figure."""
     ax.set_title(title)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     if legend and ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="best", fontsize=10)
-    return ax
+        ax.legend(loc="best")
+    return ax.figure
+
+
+def headline(figure, title):
+    """The title above all panels. A model's dollar signs are no mathematics."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, parse_math=False)
+
+
+def legend_below(ax, ncols):
+    ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=ncols)
+
+
+def name_rows(ax, names):
+    """One named row per entry, the first at the top."""
+    ax.set_yticks(range(len(names)), list(names))
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.grid(axis="y", visible=False)
+
+
+def note(ax, text, at, offset, **style):
+    """A text `offset` points away from the place `at`."""
+    ax.annotate(text, at, xytext=offset, textcoords="offset points", **{"fontsize": 9.5, **style})
+
+
+def dashed(ax, marks):
+    """`marks`: (y, label) pairs, drawn as dashed horizontal lines."""
+    for y, label in marks:
+        ax.axhline(y, color="0.35", linestyle="--", linewidth=1)
+        place = {"xycoords": ("axes fraction", "data"), "ha": "right"}
+        note(ax, label, (1, y), (-2, 3), color="0.25", **place)
