@@ -12,7 +12,7 @@ import operator
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from . import ROOT  # noqa: E402
@@ -263,21 +263,23 @@ def entries(notebook=None, build=None):
     return rows
 
 
-CELL = "text-align:left;vertical-align:top;padding:2px 8px"
+def html_table(columns: Sequence[str], rows: Iterable[Sequence], cell: Callable = str) -> str:
+    """An HTML table, its cells aligned left and at the top.
 
-
-def html_table(columns: Sequence[str], rows: Iterable[Sequence], cell=str) -> str:
-    """An HTML table, everything escaped. `cell(value)` gives the text of a cell; IPython's HTML goes in as it is."""
+    cell: makes of a value the text to show, which is escaped here (a completion of `<script>` is
+    shown, not run). A value with `_repr_html_`, such as IPython's HTML, stands as it is.
+    """
 
     def line(tag, texts):
-        cells = "".join(f'<{tag} style="{CELL}">{text}</{tag}>' for text in texts)
-        return f"<tr>{cells}</tr>"
+        start = f'<{tag} style="text-align:left;vertical-align:top;padding:2px 8px">'
+        return "<tr>" + "".join(f"{start}{text}</{tag}>" for text in texts) + "</tr>"
 
-    def shown(value):
+    def markup(value):
         return value._repr_html_() if hasattr(value, "_repr_html_") else html.escape(cell(value))
 
-    body = "".join(line("td", map(shown, row)) for row in rows)
-    return f"<table><thead>{line('th', map(html.escape, columns))}</thead><tbody>{body}</tbody></table>"
+    head = line("th", map(html.escape, columns))
+    body = "".join(line("td", map(markup, row)) for row in rows)
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
 def table(notebook=None, build=None):
