@@ -370,7 +370,7 @@ def test_training_fills_the_tables(lab):
 @pytest.mark.parametrize(
     "field, value, said",
     [
-        ("radius", "-3", "radius -3 is not a norm: it must be a finite number above 0: write one"),
+        ("radius", "-3", "radius -3 is not a norm: it must be a finite number above 0"),
         ("radius", "nan", "above 0"),
         ("radius", "", "R '' is not a list of numbers"),
         ("radius", "ten", "R 'ten' is not a list of"),

@@ -22,7 +22,6 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 plt.rcParams.update(STYLE)  # the whole workbook looks alike
-DOTS = {"s": 22, "alpha": 0.65, "linewidths": 0}  # of a scatter of single values
 
 
 def colour(label, i=0):
@@ -42,9 +41,8 @@ def one_panel(ax=None, **size):
 
 
 def show(figure, alt):
-    """Display a figure once as PNG with its alt text, and close it. A palette of 128 colours: a
-    third of the bytes."""
-    drawn, small = io.BytesIO(), io.BytesIO()
+    """Display a figure once as PNG with its alt text, and close it."""
+    drawn, small = io.BytesIO(), io.BytesIO()  # 128 colours take a third of the bytes
     figure.savefig(drawn, format="png", dpi=130)
     plt.close(figure)
     PIL.Image.open(drawn).convert("RGB").quantize(128).save(small, "png", optimize=True)
@@ -66,25 +64,6 @@ def headline(figure, title):
     figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, parse_math=False)
 
 
-def legend_below(ax, ncols):
-    ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=ncols)
-
-
-def name_rows(ax, names):
-    """One named row per entry, the first at the top."""
-    ax.set_yticks(range(len(names)), list(names))
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.grid(axis="y", visible=False)
-
-
 def note(ax, text, at, offset, **style):
     """A text `offset` points away from the place `at`."""
     ax.annotate(text, at, xytext=offset, textcoords="offset points", **{"fontsize": 9.5, **style})
-
-
-def dashed(ax, marks):
-    """`marks`: (y, label) pairs, drawn as dashed horizontal lines."""
-    for y, label in marks:
-        ax.axhline(y, color="0.35", linestyle="--", linewidth=1)
-        place = {"xycoords": ("axes fraction", "data"), "ha": "right"}
-        note(ax, label, (1, y), (-2, 3), color="0.25", **place)

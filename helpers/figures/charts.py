@@ -4,28 +4,14 @@ import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import LogLocator
 
-from .canvas import (
-    COLOURS,
-    DOTS,
-    OTHERS,
-    colour,
-    dashed,
-    finish,
-    headline,
-    legend_below,
-    name_rows,
-    note,
-    one_panel,
-    panels,
-)
+from .canvas import COLOURS, OTHERS, colour, finish, headline, note, one_panel, panels
 from .tables import shorten
+
+DOTS = {"s": 22, "alpha": 0.65, "linewidths": 0}
 
 
 def lines(series, title, xlabel, ylabel, log=False, logx=False, ax=None, marks=()):
-    """`series`: {label: (x [n], y [n] or [n, k])}; a matrix shows its median and its range.
-
-    `marks`: (y, label) pairs, drawn as dashed horizontal lines.
-    """
+    """`series`: {label: (x [n], y [n] or [n, k])}; k > 1: median, range. `marks`: (y, label)."""
     ax = one_panel(ax)
     for i, (label, (x, y)) in enumerate(series.items()):
         x, y = np.asarray(x, float), np.asarray(y, float)
@@ -35,7 +21,7 @@ def lines(series, title, xlabel, ylabel, log=False, logx=False, ax=None, marks=(
             y = np.median(y, 1)
         dot = "o" if len(x) < 30 else None
         ax.plot(x, y, color=shade, label=label, marker=dot, markersize=3.5, linewidth=1.8)
-    dashed(ax, marks)
+    _dashed(ax, marks)
     if log:
         ax.set_yscale("log")
     if logx:
@@ -54,7 +40,7 @@ def strips(groups, title, ylabel, ax=None, marks=(), log=False):
         aside = i + jitter.uniform(-0.16, 0.16, len(values))
         ax.scatter(aside, values, color=shade, **DOTS)
         ax.plot([i - 0.28, i + 0.28], [np.median(values)] * 2, color=shade, linewidth=2.5)
-    dashed(ax, marks)
+    _dashed(ax, marks)
     ax.set_xticks(range(len(groups)), list(groups))
     ax.set_xlim(-0.6, len(groups) - 0.4)
     if log:
@@ -78,7 +64,7 @@ def bars(values, title, xlabel, formatted, log=False):
     for i, (label, value) in enumerate(values.items()):
         ax.barh(i, value, color=colour(label, i), height=0.62)
         note(ax, formatted.format(value), (value, i), (4, 0), va="center", fontsize=10)
-    name_rows(ax, values)
+    _name_rows(ax, values)
     ax.margins(x=0.14)
     if log:
         ax.set_xscale("log")
@@ -86,8 +72,7 @@ def bars(values, title, xlabel, formatted, log=False):
 
 
 def said(rows, title, xlabel):
-    """What each vector does and what the model then says, one bar each: `rows` of (group, size of
-    the change, text)."""
+    """What vectors do and the model then says, one bar each: (group, size of the change, text)."""
     ax = one_panel(width=9.2, height=0.36 * len(rows) + 1.25)
     seen = set()
     for i, (group, size, text) in enumerate(rows):
@@ -95,7 +80,7 @@ def said(rows, title, xlabel):
         seen.add(group)
         ax.barh(i, size, color=colour(group, i), height=0.7, label=label)
         note(ax, shorten(text, 62), (size, i), (5, 0), va="center", parse_math=False)
-    name_rows(ax, [""] * len(rows))
+    _name_rows(ax, [""] * len(rows))
     ax.set_yticks([])
     ax.set_xlim(0, 2.6 * max(size for _, size, _ in rows))
     ax.legend(loc="upper right")
@@ -120,11 +105,9 @@ def heatmaps(matrices, title, label, limit=1.0):
 def grid(
     matrix, rows, columns, title, xlabel, ylabel, label, formatted="{:.0f}", limits=None, ax=None
 ):
-    """A heat map [n_rows, n_columns] with its number in each cell (NaN: none).
-
-    The colour scale is logarithmic, so values must be above 0; or, with `limits` (low, high),
-    linear and diverging from their middle. `label`: of the colour bar, "" for none.
-    """
+    """A heat map [n_rows, n_columns] with its number in each cell (NaN: none). The colours are
+    logarithmic, so values must be above 0; or, with `limits` (low, high), linear and diverging from
+    their middle. `label`: of the colour bar, "" for none."""
     matrix = np.asarray(matrix, float)
     size = {"width": max(5.0, 0.31 * len(columns) + 1.6), "height": 0.42 * len(rows) + 1.6}
     ax = one_panel(ax, **size)
@@ -155,10 +138,7 @@ def grid(
 # -- rates and counts ------------------------------------------------------------------------------
 def curves(series, title, xlabel, ylabel, ax=None, shade=None, ylim=None, marks=(), legend=True):
     """`series`: {label: (x, y, low, high)} with intervals as error bars, on a logarithmic x axis
-    whose ticks are the x themselves.
-
-    `shade`: (from, to) on x, drawn as a band; `marks`: (x, label) pairs, dashed vertical lines.
-    """
+    whose ticks are the x themselves. `shade`: (from, to) on x; `marks`: (x, label) pairs."""
     ax = one_panel(ax)
     if shade:
         band = {"color": "#F0E442", "alpha": 0.3, "linewidth": 0, "label": "range"}
@@ -166,8 +146,9 @@ def curves(series, title, xlabel, ylabel, ax=None, shade=None, ylim=None, marks=
     style = {"marker": "o", "markersize": 4, "linewidth": 1.8, "elinewidth": 1.1, "capsize": 2}
     for i, (label, (x, y, low, high)) in enumerate(series.items()):
         aside = 1.02 ** (i - (len(series) - 1) / 2)  # side by side, not on top of each other
-        where, y = np.asarray(x, float) * aside, np.asarray(y, float)
-        ax.errorbar(where, y, _reach(y, low, high), color=colour(label, i), label=label, **style)
+        x, y, low, high = (np.asarray(v, float) for v in (x, y, low, high))
+        reach = np.maximum([y - low, high - y], 0)  # a share of 0 or 1 can miss it by rounding
+        ax.errorbar(x * aside, y, reach, color=colour(label, i), label=label, **style)
     for at, label in marks:
         ax.axvline(at, color="0.35", linestyle="--", linewidth=1)
         note(ax, label, (at, 1), (3, -11), xycoords=("data", "axes fraction"))
@@ -181,25 +162,19 @@ def curves(series, title, xlabel, ylabel, ax=None, shade=None, ylim=None, marks=
     return finish(ax, title, xlabel, ylabel, legend)
 
 
-def _reach(middle, low, high):
-    """An error bar's two lengths [2, n]; a share of 0 or 1 can miss its interval by rounding."""
-    return np.maximum([middle - np.asarray(low, float), np.asarray(high, float) - middle], 0)
-
-
 def rates(groups, title, xlabel):
-    """Conditions as rows: `groups` {condition: {label: (share, low, high)}}, a dot and its interval
-    per label, on 0 … 1."""
+    """Conditions as rows: `groups` {condition: {label: (share, low, high)}}, shares of 0 … 1."""
     ax = one_panel(height=0.5 * len(groups) + 1.5)
     labels = list(next(iter(groups.values())))
     for i, label in enumerate(labels):
         share, low, high = np.array([row[label] for row in groups.values()], float).T
         y = np.arange(len(groups)) + 0.24 * (i - (len(labels) - 1) / 2)
         style = {"fmt": "os^D"[i % 4], "markersize": 6, "elinewidth": 1.5, "capsize": 2.5}
-        reach = _reach(share, low, high)
+        reach = np.maximum([share - low, high - share], 0)
         ax.errorbar(share, y, xerr=reach, color=colour(label, i), label=label, **style)
-    name_rows(ax, groups)
+    _name_rows(ax, groups)
     ax.set_xlim(-0.03, 1.03)
-    legend_below(ax, 4)
+    _legend_below(ax, 4)
     return finish(ax, title, xlabel, "", legend=False)
 
 
@@ -212,11 +187,16 @@ def versus(groups, title, xlabels, interval):
             for i, (label, values) in enumerate(sets.items()):
                 x = np.asarray(values, float)[:, j]
                 _dots(ax, x, row + 0.4 * (i - (len(sets) - 1) / 2), label, i, interval(x))
-        _decades(ax)
+        ax.set_xscale("log")
+        ax.minorticks_off()
+        low, high = ax.get_xlim()
+        if high / low < 100:  # decades alone would be one or two ticks
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter("{x:g}")
         finish(ax, "", xlabel, "", legend=False)
         ax.grid(axis="y", visible=False)
-    name_rows(axes[0], groups)
-    legend_below(axes[0], 4)
+    _name_rows(axes[0], groups)
+    _legend_below(axes[0], 4)
     headline(figure, title)
     return figure
 
@@ -230,19 +210,8 @@ def _dots(ax, x, y, label, i, reach):
     ax.plot(reach, [y + 0.17] * 2, color=shade, linewidth=1.2)
 
 
-def _decades(ax):
-    """A logarithmic x axis; one shorter than two decades is marked at 1, 2 and 5 as well."""
-    ax.set_xscale("log")
-    ax.minorticks_off()
-    low, high = ax.get_xlim()
-    if high / low < 100:
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter("{x:g}")
-
-
 def stacked(counts, title, xlabel):
-    """`counts`: a DataFrame of counts, one horizontal bar per row, one colour per column, each with
-    its number."""
+    """`counts`: a DataFrame, one horizontal bar per row, one colour per column, each numbered."""
     green, purple, orange, sky, _ = OTHERS
     shades = [green, sky, orange, "#BBBBBB", "#4D4D4D", purple, COLOURS["learned"]]
     ax = one_panel(width=8.4, height=0.5 * len(counts) + 1.7)
@@ -257,6 +226,26 @@ def stacked(counts, title, xlabel):
                 middle = left[row] + value / 2
                 ax.text(middle, row, f"{value:g}", ha="center", va="center", **ink)
         left += values
-    name_rows(ax, counts.index)
-    legend_below(ax, 5)
+    _name_rows(ax, counts.index)
+    _legend_below(ax, 5)
     return finish(ax, title, xlabel, "", legend=False)
+
+
+# -- what several of them have --------------------------------------------------------------------
+def _legend_below(ax, ncols):
+    ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=ncols)
+
+
+def _name_rows(ax, names):
+    """One named row per entry, the first at the top."""
+    ax.set_yticks(range(len(names)), list(names))
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.grid(axis="y", visible=False)
+
+
+def _dashed(ax, marks):
+    """`marks`: (y, label) pairs, drawn as dashed horizontal lines."""
+    for y, label in marks:
+        ax.axhline(y, color="0.35", linestyle="--", linewidth=1)
+        place = {"xycoords": ("axes fraction", "data"), "ha": "right"}
+        note(ax, label, (1, y), (-2, 3), color="0.25", **place)

@@ -1,8 +1,5 @@
 """Panels of ipywidgets around `render`: the grid explorer, a slider that needs no kernel, geometry,
-tokens.
-
-A panel passes on what its controls say, and shows an error where it happens. Nothing here needs
-torch, trains, or computes a metric; the live lab is in `live`.
+tokens. A panel passes on what its controls say, and shows an error where it happens. No torch here.
 """
 
 from contextlib import contextmanager
@@ -43,8 +40,8 @@ def html_box(height, value="") -> widgets.HTML:
 
 
 class GridPanel(widgets.VBox):
-    """The grid explorer. `controls` {axis: widget}, `cells` {(layer, radius): button}; setting a
-    control's value draws anew."""
+    """The grid explorer of a sweep or a Grid, opened at the setting `start` {axis: value}:
+    `controls` {axis: widget}, `cells` {(layer, radius): button}."""
 
     def __init__(self, sweep, start=None):
         self.grid = sweep if isinstance(sweep, Grid) else Grid(sweep)
@@ -80,15 +77,11 @@ class GridPanel(widgets.VBox):
             layout={"width": "520px"},
         )
         kinds = {"options": values["kind"], "value": state["kind"], "description": AXES["kind"]}
-        vectors = self.grid.vectors[state["kind"]]
-        return {
-            "prompt": prompt,
-            "source_layer": _axis("source_layer", values["source_layer"], state),
-            "radius": _axis("radius", values["radius"], state),
-            "kind": widgets.Dropdown(**kinds, **WIDE),
-            "vector": _axis("vector", vectors, state),
-            "coeff": _axis("coeff", values["coeff"], state),
-        }
+        values = values | {"vector": self.grid.vectors[state["kind"]]}
+        controls = {"prompt": prompt, "kind": widgets.Dropdown(**kinds, **WIDE)}
+        for axis in ("source_layer", "radius", "vector", "coeff"):
+            controls[axis] = slider(values[axis], state[axis], AXES[axis])
+        return {axis: controls[axis] for axis in AXES}
 
     def _cell(self, layer, radius):
         size = {"width": "48px", "height": "34px", "margin": "1px", "padding": "0"}
@@ -166,19 +159,12 @@ class GridPanel(widgets.VBox):
         button.layout.border = f"3px solid {render.FRAME if here else 'transparent'}"
 
 
-def _axis(axis, values, state):
-    return slider(values, state[axis], AXES[axis])
-
-
 def _label(text, height):
     style = f"font-size:13px;text-align:center;line-height:{height}px"
     return widgets.HTML(block(text, style), layout={"width": "auto", "margin": "0"})
 
 
-def grid_panel(sweep, start=None) -> GridPanel:
-    """The grid explorer of a sweep that `store.read("explorer")` gave; `start` {axis: value} is the
-    setting it opens with."""
-    return GridPanel(sweep, start)
+grid_panel = GridPanel  # as notebooks call it
 
 
 # -- one slider, no kernel -------------------------------------------------------------------------
@@ -202,8 +188,7 @@ def radius_slider(sweep) -> widgets.VBox:
 
 # -- geometry (notebook 01), tokens ----------------------------------------------------------------
 class FigurePanel(widgets.VBox):
-    """Controls {name: widget} above a picture that `drawn(**values) → HTML` makes of their
-    values."""
+    """Controls {name: widget} above a picture: `drawn(**values) → HTML` of their values."""
 
     def __init__(self, controls, drawn, height):
         self.controls, self.drawn, self.picture = controls, drawn, html_box(height)
@@ -222,12 +207,10 @@ class FigurePanel(widgets.VBox):
 
 
 def geometry_panel(angles, lengths, radii, words, start) -> FigurePanel:
-    """R and layer against the angle after the norm, of the chosen prompt and token.
-
-    `angles`: degrees [n_radii, n_layers, n_vectors, n_prompts, n_tokens], NaN where no own token
-    is; `lengths`: the residuals' norms [n_layers, n_prompts, n_tokens]; `words`: per prompt its
-    tokens as text; `start`: (R, layer) to open with.
-    """
+    """R and layer against the angle after the norm, of the chosen prompt and token. `angles`:
+    degrees [n_radii, n_layers, n_vectors, n_prompts, n_tokens], NaN where no own token is;
+    `lengths`: the residuals' norms [n_layers, n_prompts, n_tokens]; `words`: per prompt its tokens
+    as text; `start`: (R, layer) to open with."""
     angles, lengths = np.asarray(angles, float), np.asarray(lengths, float)
     tokens = []
     for i, t in np.argwhere(~np.isnan(angles[0, 0, 0])).tolist():
@@ -250,8 +233,7 @@ def geometry_panel(angles, lengths, radii, words, start) -> FigurePanel:
 
 
 def token_panel(words, moved, layer=0) -> FigurePanel:
-    """The prompt's tokens shaded by how far each residual moved, relative to its length; `moved`
-    {kind: [n_layers, n_tokens]}."""
+    """The prompt's tokens shaded by how far each moved: `moved` {kind: [n_layers, n_tokens]}."""
     moved = {kind: np.asarray(values, float) for kind, values in moved.items()}
     n_layers = len(next(iter(moved.values())))
     controls = {

@@ -1,5 +1,4 @@
-"""The gauges of the grid explorer: where a setting's numbers stand among those of the whole sweep,
-as HTML and as a still picture."""
+"""The gauges of the grid explorer: a setting's numbers among those of the whole sweep."""
 
 import html
 from dataclasses import dataclass
@@ -69,8 +68,7 @@ def _svg(gauge) -> str:
 
 
 def render_gauges(grid, view) -> str:
-    """The gauges as HTML: the whole sweep behind (learned above the line, random below), the good
-    range, and you are here."""
+    """The gauges as HTML: the whole sweep behind, the good range, and you are here."""
     parts = ""
     for gauge in read_gauges(grid, view):
         ends = [number(gauge.ends[0]), "log" if gauge.log else "", number(gauge.ends[1])]
@@ -90,17 +88,14 @@ def render_legend(grid) -> str:
     """What the gauges' colours mean, and where the numbers come from."""
     names = []
     for i, kind in enumerate(next(iter(grid.scales.values()))[2]):
-        where = "below" if i else "above"
-        square = f'<span style="color:{colour(kind, i)}">■</span>'
-        names.append(f"{square} {html.escape(kind)} ({where} the line)")
+        square = f'<span style="color:{colour(kind, i)}">■</span> {html.escape(kind)}'
+        names.append(f"{square} ({'below' if i else 'above'} the line)")
     known = [name for name in ("model", "model_hash", "dtype", "command") if name in grid.meta]
     made = html.escape(", ".join(str(grid.meta[name])[:40] for name in known))
-    return block(
-        f"▼ you are here; behind it the whole sweep: {', '.join(names)}; "
-        f'<span style="background:{GOOD}50">shaded</span>: fluent, and farther away than the '
-        f"model's own samples. {made}",
-        "font-size:12px",
-    )
+    good = f'<span style="background:{GOOD}50">shaded</span>'
+    where = f"▼ you are here; behind it the whole sweep: {', '.join(names)}"
+    far = "fluent, and farther away than the model's own samples"
+    return block(f"{where}; {good}: {far}. {made}", "font-size:12px")
 
 
 def draw_gauge(ax, gauge):

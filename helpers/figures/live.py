@@ -1,21 +1,18 @@
-"""The live lab: train, compare, scale, save and load vectors from a panel. The work runs beside the
-kernel's main thread.
-
+"""The live lab: train, compare, scale, save and load vectors from a panel, beside the main thread.
 One job at a time: a model's hooks belong to whoever set them, so two jobs would steer each other.
-Training and measuring are done elsewhere; here are only the job, its progress and its Stop.
 """
 
 import html
-import math
 import re
 import threading
+from collections import Counter
 from dataclasses import replace
 
 import ipywidgets as widgets
 import torch
 
 from .. import ledger
-from ..residual import LayerSpan
+from ..residual import LayerSpan, check_radii
 from ..steering import SteeringVectors
 from ..studies import goldilocks as speaking
 from ..training import METHODS, Stopped, random_vectors, train
@@ -38,8 +35,7 @@ WORDS = (
 
 
 def measured(span, prompt, sets, kind, max_new_tokens=24) -> list[dict]:
-    """A row per vector of each of `sets`: what it does inside, what the model says (all in the same
-    batches), and the two judgements "changed" and "fluent", as in `store.table`."""
+    """A row per vector of `sets`: what it does, what the model says, and how that is judged."""
     clean, spread, fluent = speaking.baseline(span.lm, prompt, max_new_tokens)
     rows = torch.cat([vectors.tensor for vectors in sets])
     theta = SteeringVectors(rows, span.source_layer, span.site)
@@ -54,39 +50,27 @@ def measured(span, prompt, sets, kind, max_new_tokens=24) -> list[dict]:
 
 
 def in_range(rows) -> list[float]:
-    """The radii at which more learned than random vectors change the answer and stay fluent, of
-    those that have both kinds."""
-
-    def both(radius, kind):
-        part = [row for row in rows if (row["radius"], row["kind"]) == (radius, kind)]
-        return [row["changed"] and row["fluent"] for row in part]
-
-    radii = sorted({row["radius"] for row in rows if row["kind"] == "random"})
-    return [r for r in radii if sum(both(r, "learned")) > sum(both(r, "random"))]
+    """The radii at which more learned than random vectors change the answer and stay fluent."""
+    both = [row for row in rows if row["changed"] and row["fluent"]]
+    count = Counter((row["kind"], row["radius"]) for row in both)
+    compared = sorted({row["radius"] for row in rows if row["kind"] == "random"})
+    return [r for r in compared if count["learned", r] > count["random", r]]
 
 
 def parse_radii(text) -> list[float]:
-    """ "4, 8, 16, 8" → [4.0, 8.0, 16.0], each once. ValueError, with what is allowed, for anything
-    else."""
-    allowed = "write one or several numbers above 0, such as 10 or 4, 8, 16."
+    """ "4, 8, 16, 8" → [4.0, 8.0, 16.0], each once; ValueError for anything else."""
     try:
         radii = [float(part) for part in re.split(r"[,;\s]+", text.strip(" ,;"))]
     except ValueError:
+        allowed = "write numbers above 0, such as 10 or 4, 8, 16."
         raise ValueError(f"R {text!r} is not a list of numbers: {allowed}") from None
-    for radius in radii:
-        if not 0 < radius < math.inf:
-            raise ValueError(
-                f"radius {radius:g} is not a norm: it must be a finite number above 0: {allowed}"
-            )
-    return list(dict.fromkeys(radii))
+    return list(dict.fromkeys(check_radii(radii)))
 
 
 # -- the panel -------------------------------------------------------------------------------------
 class LiveLab(widgets.VBox):
-    """The live lab of a model; the arguments are what its fields open with.
-
-    `fields` {name: widget}, `buttons` {name: widget}; `rows`, `sets` {(kind, R): SteeringVectors};
-    `wait()` for the job."""
+    """The live lab of a model; the arguments are what its fields open with. `fields`, `buttons`
+    {name: widget}; `rows`, `sets` {(kind, R): SteeringVectors}; `wait()` for the job."""
 
     def __init__(
         self,
@@ -96,7 +80,6 @@ class LiveLab(widgets.VBox):
         target_layer=21,
         radii="4, 12, 40",
         n_vectors=4,
-        method="power",
         steps=8,
         seed=0,
         max_new_tokens=24,
@@ -110,8 +93,8 @@ class LiveLab(widgets.VBox):
         self.stop, self.lock = threading.Event(), threading.Lock()
         self.thread = self.running = None
         self.again = False  # the running job's slider has moved on
-        place = (source_layer, target_layer, radii, n_vectors)
-        self.fields = self._fields(prompt, *place, method, steps, seed)
+        layers = (source_layer, target_layer)
+        self.fields = self._fields(prompt, *layers, radii, n_vectors, steps, seed)
         self.buttons = {}
         for name, tip, style, width in BUTTONS:
             look = {"button_style": style, "layout": {"width": width}}
@@ -124,44 +107,44 @@ class LiveLab(widgets.VBox):
         self._busy(None)
         self.note("Press Train. Nothing is trained by typing or sliding.")
 
-    def _fields(self, prompt, source_layer, target_layer, radii, n_vectors, method, steps, seed):
+    def _fields(self, prompt, source_layer, target_layer, radii, n_vectors, steps, seed):
         last, number = self.lm.n_layers - 1, widgets.IntText
         wide, short = ("310px", "190px"), ("220px", "110px")
         columns = [(label, name) for name, label in COLUMNS.items()]
         factors = [x / 2 for x in range(-6, 7)]
-        none = {"options": [("(none yet)", "")]}
+        none = [("(none yet)", "")]
         return {
             "prompt": _field(widgets.Textarea, prompt, "prompt", "720px", "60px", rows=2),
-            "radius": _field(widgets.Text, radii, "R (norm of θ), one or several", *wide),
+            "radius": _field(
+                widgets.Text, radii, "R (norm of θ), one or several", "530px", "190px"
+            ),
             "source": _field(number, source_layer, f"source layer, 0 … {last - 1}", *wide),
             "target": _field(number, target_layer, f"target layer, 1 … {last}", *wide),
             "n_vectors": _field(number, n_vectors, "vectors (number)", *wide),
-            "method": _field(widgets.Dropdown, method, "method", *short, options=METHODS),
+            "method": _field(widgets.Dropdown, "power", "method", *short, options=METHODS),
             "steps": _field(number, steps, "steps (number)", *short),
             "seed": _field(number, seed, "seed (number)", *short),
             "sort by": _field(widgets.Dropdown, "radius", "sort by", "280px", options=columns),
             "largest first": widgets.Checkbox(False, description="largest first", indent=False),
-            "pick": _field(widgets.Dropdown, "", "vector", "250px", **none),
+            "pick": _field(widgets.Dropdown, "", "vector", "250px", options=none),
             "coeff": slider(factors, 1.0, "coefficient (times θ)", "140px", "370px"),
             "file": _field(widgets.Text, "my_vectors", "file name", "220px"),
         }
 
     def _layout(self):
-        def row(*names):
-            return widgets.HBox([(self.fields | self.buttons)[name] for name in names])
+        there = {**self.fields, **self.buttons, "bar": self.bar}
 
-        def column(*names):
-            return widgets.VBox([self.fields[name] for name in names])
+        def row(*names, box=widgets.HBox):
+            return box([there[name] for name in names])
 
+        settings = [("n_vectors", "source", "target"), ("method", "steps", "seed")]
+        columns = [row(*names, box=widgets.VBox) for names in settings]
         words = block(WORDS, "font-size:12.5px;line-height:1.35;padding-left:8px")
-        settings = [column("n_vectors", "source", "target"), column("method", "steps", "seed")]
-        left = [self.fields["radius"], widgets.HBox(settings), html_box("54px", words)]
-        buttons = row("Train", "Stop", "Compare with random")
-        buttons.children += (self.bar,)
+        left = [self.fields["radius"], widgets.HBox(columns), html_box("54px", words)]
         return [
             self.fields["prompt"],
             widgets.HBox([widgets.VBox(left, layout={"flex": "0 0 536px"}), self.tried]),
-            buttons,
+            row("Train", "Stop", "Compare with random", "bar"),
             self.status,
             row("sort by", "largest first"),
             self.table,
@@ -179,16 +162,15 @@ class LiveLab(widgets.VBox):
         for name in ("sort by", "largest first"):
             self.fields[name].observe(lambda _: self._draw(), "value")
         for name in ("pick", "coeff"):
-            self.fields[name].observe(lambda _: self._moved(), "value")
+            self.fields[name].observe(self._moved, "value")
 
-    def _moved(self):
+    def _moved(self, _):
         if self._value("pick"):
             self._start(self._scale)
 
     # -- jobs
     def _start(self, action):
-        """Run `action` beside the main thread. A second job is refused, but for a slider that moved
-        on: its newest value follows."""
+        """Run `action` beside the main thread. Another is refused; a slider's last value waits."""
         with self.lock:
             if self.running:
                 if action == self.running == self._scale:
@@ -215,11 +197,9 @@ class LiveLab(widgets.VBox):
                 self.again = False
 
     def wait(self, seconds=None) -> None:
-        """Until the running job has ended; TimeoutError if it takes longer."""
+        """Until the running job has ended, or for so many seconds."""
         if self.thread:
             self.thread.join(seconds)
-            if self.thread.is_alive():
-                raise TimeoutError(f"the job still runs after {seconds} s.")
 
     def _stop(self):
         self.stop.set()
@@ -241,8 +221,7 @@ class LiveLab(widgets.VBox):
         return self.fields[name].value
 
     def _open(self, source, target):
-        """The span of the prompt as typed; results of another prompt or other layers are put
-        away."""
+        """The span of the prompt as typed; results of another prompt or span are put away."""
         asked = (self._value("prompt").strip(), source, target)
         if asked != self.asked:
             chat = self.lm.chat_prompt(asked[0])
@@ -255,48 +234,35 @@ class LiveLab(widgets.VBox):
         self._open(self._value("source"), self._value("target"))
         runs = len(radii) * (1 if method == "power" else n)  # adam: one vector after another
         self.bar.value, self.bar.max = 0, max(1, runs * (steps + 1))
-        seed, finished = self._value("seed"), []
-        how = {"progress": False, "callback": self._watch}
+        how = {"seed": self._value("seed"), "progress": False, "callback": self._watch}
+        finished = []
         try:
             for radius in radii:
-                if finished and self.stop.is_set():
-                    break
                 self.note(f"training {n} vectors at R = {radius:g} …")
-                result = train(self.span, radius, n, method, steps, seed=seed, **how)
-                finished.append(result.vectors)
+                finished.append(train(self.span, radius, n, method, steps, **how).vectors)
         except Stopped:
             if not finished:
                 raise
         finally:
             self._add(finished, "learned")
         stopped = "Stopped, and kept what was finished. " if self.stop.is_set() else ""
-        then = "Next: Compare with random, or choose a vector and scale it."
-        self.note(f"{stopped}{self._yardstick()} {then}")
+        norm, last = self.span.clean_source[0, 1:].norm(dim=-1).median().item(), self.rows[-1]
+        share = f"R {last['radius']:g} is {last['radius'] / norm:.0%} of it."
+        length = f"The median residual at the source has norm {norm:,.0f}, so {share}"
+        self.note(f"{stopped}{length} Next: Compare with random, or choose a vector and scale it.")
 
     def _watch(self, step, vectors, objective) -> bool:
         """Training's callback: the bar moves on, and Stop stops."""
         self.bar.value += 1
         return self.stop.is_set()
 
-    def _yardstick(self):
-        norm = self.span.clean_source[0, 1:].norm(dim=-1).median().item()
-        share = f"R {self.rows[-1]['radius']:g} is {self.rows[-1]['radius'] / norm:.0%} of it."
-        return f"The median residual at the source has norm {norm:,.0f}, so {share}"
-
-    def _measured(self, sets, kind):
-        return measured(self.span, self.asked[0], sets, kind, self.max_new_tokens)
-
     def _add(self, sets, kind):
-        """Let the model speak under `sets`, all at once, and put their rows in place of earlier
-        ones of the same kind and R."""
+        """Measure `sets`, all at once, in place of earlier ones of the same kind and R."""
         if not sets:
             return
         at = ", ".join(f"{vectors.radius:g}" for vectors in sets)
-        self.note(
-            f"letting the model speak under the {kind} vectors of R = {at}, and judging it "
-            "(the first time also: what is fluent for this model) …"
-        )
-        rows = self._measured(sets, kind)
+        self.note(f"judging what the model says under the {kind} vectors of R = {at} …")
+        rows = measured(self.span, self.asked[0], sets, kind, self.max_new_tokens)
         new = {(kind, vectors.radius): vectors for vectors in sets}
         self.rows = [row for row in self.rows if (row["kind"], row["radius"]) not in new] + rows
         self.sets |= new
@@ -313,13 +279,10 @@ class LiveLab(widgets.VBox):
             there = self.sets.get(("random", radius))
             if there is None or not torch.equal(there.tensor, vectors.tensor):
                 wanted.append(vectors)
-        self.bar.value, self.bar.max = 0, 1
         self._add(wanted, "random")
-        self.bar.value = 1
         inside = ", ".join(f"{radius:g}" for radius in in_range(self.rows))
-        found = f"R = {inside}." if inside else "none of these R."
-        what = "Random vectors of the same norms, side by side with the learned ones."
-        self.note(f"{what} In range: {found}")
+        found = f"In range: R = {inside}." if inside else "In range: none of these R."
+        self.note(f"Random vectors of the same norms, side by side with the learned ones. {found}")
 
     def _scale(self):
         if not self._value("pick"):  # chosen away while the last value was measured
@@ -327,7 +290,7 @@ class LiveLab(widgets.VBox):
         (kind, radius, i), coeff = self._value("pick"), self._value("coeff")
         vectors = self.sets[kind, radius][i] * coeff
         clean, *_ = speaking.baseline(self.lm, self.asked[0], self.max_new_tokens)
-        (row,) = self._measured([vectors], kind)
+        (row,) = measured(self.span, self.asked[0], [vectors], kind, self.max_new_tokens)
         change, kl = number(row["objective"]), number(row["kl"], "nats")
         norm = f"‖coefficient · θ‖ = {number(vectors.radius)}"
         self.said.value = render_verdict(row, f"{norm}, objective {change}, KL {kl}")

@@ -1,7 +1,5 @@
-"""What a computed sweep says at one setting, as HTML and as still figures: pure functions, numbers
-in, HTML or a figure out.
-
-A `store.Grid` says what there is to show. All text is escaped. Nothing here needs torch.
+"""What a computed sweep says at one setting, as HTML and as still figures: pure functions. A
+`store.Grid` says what there is to show. All text is escaped. No torch here.
 """
 
 import base64
@@ -42,8 +40,7 @@ MARK = "background:#ffe49c;color:#000;text-decoration:underline;text-decoration-
 
 # -- text ------------------------------------------------------------------------------------------
 def marked(clean, said) -> tuple[str, str]:
-    """Both texts as HTML, everything escaped, the words that one has and the other has not
-    marked."""
+    """Both texts as HTML, escaped, the words that one has and the other has not marked."""
     a, b = clean.split(), said.split()
     left, right = [], []
     for kind, i, j, k, n in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
@@ -66,13 +63,10 @@ def render_texts(clean, said, title="steered") -> str:
 
 def verdict(view) -> str:
     """The two judgements in plain words."""
-    words = {
-        (False, True): "○ close to the model's own answer",
-        (True, True): "● changed, and still fluent",
-        (True, False): "✕ changed, no longer fluent",
-        (False, False): "✕ not fluent, though close to its own answer",
-    }
-    return words[bool(view["changed"]), bool(view["fluent"])]
+    if view["fluent"]:
+        return "● changed, and still fluent" if view["changed"] else "○ close to its own answer"
+    near = "✕ not fluent, though close to its own answer"
+    return "✕ changed, no longer fluent" if view["changed"] else near
 
 
 def render_verdict(view, numbers) -> str:
@@ -81,11 +75,10 @@ def render_verdict(view, numbers) -> str:
 
 
 def render_error(error) -> str:
-    """An exception in plain words. One that no input should cause carries a class for which
-    executed notebooks are scanned."""
+    """An exception in plain words."""
     name, text = "", str(error)
     if not isinstance(error, (ValueError, FloatingPointError, OSError)):
-        name = PANEL_ERROR
+        name = PANEL_ERROR  # for which executed notebooks are scanned
         text = f"This should not happen, please report it: {type(error).__name__}: {error}"
     return f'<div class="{name}" style="{FONT};font-size:15px"><b>⚠ {html.escape(text)}</b></div>'
 
@@ -109,8 +102,7 @@ def heat_map(grid, state, view) -> dict:
 
 
 def render_still(grid, state):
-    """The static twin of the panel: the heat map with the setting framed, and the gauges, as one
-    figure."""
+    """The panel standing still: the heat map with the setting framed, and the gauges."""
     view = grid.view(state)
     figure = plt.figure(figsize=(9.4, 4.4))
     left, right = figure.subfigures(1, 2, width_ratios=[1.15, 1])
@@ -152,8 +144,7 @@ def as_img(figure, alt) -> str:
 
 
 def render_radius(found, radius):
-    """The Goldilocks figure, `radius` marked: by R, which share of learned and random vectors
-    changes the answer, and does so fluently. `found` as `store.shares` gives it."""
+    """The Goldilocks figure, `radius` marked. `found`: by R, as `store.shares` gives it."""
     figure, (left, right) = panels(2, width=9.2, height=3.3, sharey=True)
     same = {"ylim": (-0.04, 1.09), "marks": [(radius, f"R = {radius:g}")]}
     changed = {kind: shares["changed"] for kind, shares in found.items()}
@@ -165,30 +156,24 @@ def render_radius(found, radius):
 
 
 def render_said(sweep, radius, n_prompts=3) -> str:
-    """What is said at one R: the first prompts and their first seed, vector 0 of each kind (not
-    picked), as an HTML table."""
+    """What is said at one R, as an HTML table: the first prompts, vector 0 of each kind."""
     rows = {}
     for one in sweep["cells"]:
         prompt, result = one["config"]["prompt"], one["result"]
         if one["config"]["radius"] != radius or prompt in rows or len(rows) == n_prompts:
             continue
-        rows[prompt] = [prompt, result["clean"]]
-        for kind in ("learned", "random"):
-            wanted = (kind, 0, 1, 0)
-            said = next(
-                row["text"]
-                for row in result["rows"]
-                if (row["kind"], row["vector"], row["coeff"], row["temperature"]) == wanted
-            )
-            rows[prompt].append(HTML(marked(result["clean"], said)[1]))
+        said = {}
+        for row in result["rows"]:
+            if (row["vector"], row["coeff"], row["temperature"]) == (0, 1, 0):
+                said[row["kind"]] = HTML(marked(result["clean"], row["text"])[1])
+        rows[prompt] = [prompt, result["clean"], said["learned"], said["random"]]
     columns = ["prompt", "unsteered", "learned vector 0", "random vector 0"]
     return block(html_table(columns, rows.values(), cell), "overflow-wrap:anywhere")
 
 
 # -- one token, all tokens -------------------------------------------------------------------------
 def render_turn(angles, length, radius, layer, word):
-    """How far pushes of norm R turn one token, after the norm: `angles` [n_vectors] in degrees,
-    `length` the token's own norm."""
+    """How far pushes of norm R turn a token of norm `length`: `angles` [n_vectors] in degrees."""
     angles = np.asarray(angles, float)
     token = f"token {shorten(repr(word), 20)} of norm {length:,.0f}"
     turn = f"median turn {np.median(angles):.1f}°"
@@ -198,8 +183,7 @@ def render_turn(angles, length, radius, layer, word):
 
 
 def render_tokens(words, moved) -> str:
-    """A prompt as HTML, each token shaded by how far its residual moved: `moved` [n_tokens],
-    relative to its own norm."""
+    """A prompt as HTML, each token shaded by how far its residual moved (`moved` [n_tokens])."""
     box = "padding:2px 3px;margin:1px;border-radius:3px;display:inline-block;text-align:center"
     spans = ""
     for word, value in zip(words, np.asarray(moved, float), strict=True):
@@ -212,7 +196,7 @@ def render_tokens(words, moved) -> str:
 
 
 def render_token_grid(words, moved):
-    """The static twin: tokens across, layers down; `moved` {kind: [n_layers, n_tokens]}."""
+    """The same standing still: tokens across, layers down; `moved` {kind: [n_layers, n_tokens]}."""
     figure, axes = panels(len(moved), width=9.4, height=4.4, sharey=True)
     names = [word.replace("\n", "↵") for word in words]
     for ax, (kind, values) in zip(axes, moved.items()):
@@ -229,8 +213,7 @@ def render_token_grid(words, moved):
 
 # -- the live lab's tables -------------------------------------------------------------------------
 def render_table(rows, by="radius", down=False) -> str:
-    """The completions with their numbers, everything escaped, sorted by one of COLUMNS; what has no
-    number comes last."""
+    """The completions with their numbers, sorted by one of COLUMNS; no number comes last."""
     ordered = sorted((r for r in rows if r[by] is not None), key=lambda r: r[by], reverse=down)
     ordered += [r for r in rows if r[by] is None]
     body = [[row[name] for name in COLUMNS] for row in ordered]
@@ -238,25 +221,20 @@ def render_table(rows, by="radius", down=False) -> str:
 
 
 def render_tried(rows) -> str:
-    """A line per R: how many learned vectors changed the answer, stayed fluent, did both, and how
-    many random ones did both."""
+    """A line per R: how many vectors changed the answer, stayed fluent, and did both."""
     body = []
+    rows = [row | {"both": row["changed"] and row["fluent"]} for row in rows]
     for radius in sorted({row["radius"] for row in rows}):
-        learned, chance = [], []
-        for row in rows:
-            if row["radius"] == radius:
-                (learned if row["kind"] == "learned" else chance).append(row)
-        both = HTML(f"<b>{_share(learned, 'changed', 'fluent')}</b> {'█' * _count(learned)}")
+        here = [row for row in rows if row["radius"] == radius]
+        learned = [row for row in here if row["kind"] == "learned"]
+        chance = [row for row in here if row["kind"] == "random"]
+        bar = "█" * sum(row["both"] for row in learned)
+        both = HTML(f"<b>{_share(learned, 'both')}</b> {bar}")
         shares = _share(learned, "changed"), _share(learned, "fluent"), both
-        body.append([radius, *shares, _share(chance, "changed", "fluent")])
+        body.append([radius, *shares, _share(chance, "both")])
     columns = ["R", "learned: changed", "fluent", "both", "random: both"]
     return block(html_table(columns, body, cell), "font-size:13px")
 
 
-def _count(rows, *names):
-    """How many of the rows have all of these judgements, by default both."""
-    return sum(all(row[name] for name in names or ("changed", "fluent")) for row in rows)
-
-
-def _share(rows, *names):
-    return f"{_count(rows, *names)} of {len(rows)}" if rows else "–"
+def _share(rows, name):
+    return f"{sum(row[name] for row in rows)} of {len(rows)}" if rows else "–"

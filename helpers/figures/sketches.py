@@ -1,5 +1,4 @@
-"""Pictures that explain: a 2-D objective on its circle (notebook 02), point clouds and a pushed
-token (notebook 01)."""
+"""Pictures that explain: an objective on its circle (02), point clouds, a pushed token (01)."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,8 +9,7 @@ CLEAN, PUSH, RESULT = COLOURS["clean"], COLOURS["random"], COLOURS["learned"]
 
 
 def circle_toy(function, radius, paths, title):
-    """A 2-D objective as contours, the circle ‖θ‖ = radius on it, and paths {label: [steps, 2]}
-    along the circle."""
+    """An objective of 2-D θ as contours, the circle ‖θ‖ = radius, and paths {label: [steps, 2]}."""
     ax = one_panel(width=5.6, height=4.8)
     side = np.linspace(-1.5 * radius, 1.5 * radius, 121)
     x, y = np.meshgrid(side, side)

@@ -34,6 +34,8 @@ def shorten(text, n) -> str:
 
 def cell(value, n=220) -> str:
     """A value as a table shows it: yes or no, a number, "–" for none, a text on one line."""
+    if hasattr(value, "_repr_html_"):  # HTML already
+        return value
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if value is None or (isinstance(value, Real) and not isinstance(value, Integral)):
@@ -42,8 +44,7 @@ def cell(value, n=220) -> str:
 
 
 def text_table(rows, columns, n=220) -> HTML:
-    """A table of texts, everything escaped (a completion of `<script>` is shown, not run); longer
-    texts are cut at n."""
+    """A table, everything escaped (a completion of `<script>` is shown, not run), cut at n."""
     return HTML(html_table(columns, rows, lambda value: cell(value, n)))
 
 
