@@ -20,7 +20,6 @@ from standin import PROMPTS, make
 
 from helpers import figures, training
 from helpers.figures import explorer, gauges, live, render
-from helpers.metrics import fluency
 from helpers.steering import SteeringVectors
 from helpers.studies import store
 from helpers.workbook import export, notebooks
@@ -98,36 +97,17 @@ def test_exactly_the_other_words_are_marked():
     assert found == [["flour"], ["a pirate"]]
 
 
-@pytest.mark.parametrize(
-    "value, log, at",
-    [
-        (1, False, 0),
-        (3, False, 1),
-        (2, False, 0.5),
-        (99, False, 1),
-        (-9, False, 0),
-        (3**0.5, True, 0.5),
-        (0, True, 0),
-    ],
-)
-def test_place(value, log, at):
-    assert store.place(value, 1, 3, log) == pytest.approx(at)
+def test_place():
+    for value, at in {1: 0, 3: 1, 2: 0.5, 99: 1, -9: 0}.items():
+        assert store.place(value, 1, 3) == pytest.approx(at)
+    for value, at in {3**0.5: 0.5, 0: 0}.items():
+        assert store.place(value, 1, 3, log=True) == pytest.approx(at)
 
 
-@pytest.mark.parametrize(
-    "value, text",
-    [
-        (None, "–"),
-        (float("nan"), "–"),
-        (0, "0"),
-        (-1e-7, "0"),
-        (0.12345, "0.123"),
-        (12345, "12,300"),
-        (1.99e9, "2.0·10⁹"),
-    ],
-)
-def test_number(value, text):
-    assert figures.number(value) == text
+def test_number():
+    wanted = {None: "–", float("nan"): "–", 0: "0", -1e-7: "0", 0.12345: "0.123"}
+    for value, text in {**wanted, 12345: "12,300", 1.99e9: "2.0·10⁹"}.items():
+        assert figures.number(value) == text
 
 
 def test_a_table_shows_numbers_words_and_long_texts_for_people():
@@ -165,10 +145,10 @@ def test_a_sweep_of_several_seeds_is_refused(folder):
         store.Grid(store.read("goldilocks", folder=folder))
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [{}, {"radius": 16.0, "kind": "random", "coeff": 2.0}, {"source_layer": 2, "vector": 1}],
-)
+RANDOM = {"radius": 16.0, "kind": "random", "coeff": 2.0}
+
+
+@pytest.mark.parametrize("changed", [{}, RANDOM, {"source_layer": 2, "vector": 1}])
 def test_the_still_figure_shows_the_numbers_of_the_widgets(grid, changed):
     state = grid.start() | changed
     view, figure = grid.view(state), render.render_still(grid, state)
@@ -181,11 +161,6 @@ def test_the_still_figure_shows_the_numbers_of_the_widgets(grid, changed):
     counts = [str(n) for row in view["both"] for n in row]
     assert [text.get_text() for text in left.axes[0].texts] == counts
     render.plt.close(figure)
-
-
-def test_variety():
-    assert fluency.variety(["a b", "a b", "A  b"]) == 0 and fluency.variety(["a", "b"]) == 1
-    assert fluency.variety(["a b c", "a b d"]) == 0.5 and np.isnan(fluency.variety(["a"]))
 
 
 def test_shares_are_means_over_prompts_and_seeds(folder):
@@ -416,18 +391,12 @@ def test_comparing_again_measures_only_what_is_new(lab, monkeypatch):
 
 
 def test_in_range_is_where_more_learned_than_random_vectors_do_both():
-    rows = [
-        {"radius": radius, "kind": kind, "changed": True, "fluent": both}
-        for radius, kind, both in (
-            (4.0, "learned", True),
-            (4.0, "random", False),
-            (2.0, "learned", True),
-            (2.0, "random", True),
-            (8.0, "learned", True),
-            (16.0, "learned", False),
-            (16.0, "random", False),
-        )
-    ]
+    def row(radius, kind, both):
+        return {"radius": radius, "kind": kind, "changed": True, "fluent": both}
+
+    rows = [row(4.0, "learned", True), row(4.0, "random", False)]
+    rows += [row(2.0, "learned", True), row(2.0, "random", True), row(8.0, "learned", True)]
+    rows += [row(16.0, "learned", False), row(16.0, "random", False)]
     assert live.in_range(rows) == [4.0] and live.in_range([]) == []
 
 

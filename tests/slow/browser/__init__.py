@@ -1,1 +1,1 @@
-"""Tests in a real browser. A package, so that its conftest is not mistaken for that of the other tests."""
+"""Tests in a real browser; a package, so that its conftest is not taken for the others'."""
