@@ -1,5 +1,4 @@
-"""A real JupyterLab on loopback and Debian's Chromium, driven by Playwright; skipped, with a
-sentence, where there is none."""
+"""A real JupyterLab and Debian's Chromium, driven by Playwright; skipped where there is none."""
 
 import json
 import os
@@ -26,7 +25,6 @@ FLAGS = (
 ).split()
 HOSTILE = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>"
 SIZES = {"laptop": (1280, 800), "projector": (1920, 1080), "projector-150-percent": (1280, 720)}
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 MISSING = (
     "the browser tests need a Chromium: apt-get install chromium (or put chromium, "
     "chromium-browser or google-chrome on PATH, or its path into WORKBOOK_CHROMIUM)."
@@ -35,12 +33,11 @@ OFF = "the browser tests are switched off: WORKBOOK_CHROMIUM is none."
 
 
 def chromium():
-    """(the browser's path, None), or (None, why there is none). WORKBOOK_CHROMIUM wins over what is
-    on PATH; none: off."""
+    """(path, None), or (None, why there is none); WORKBOOK_CHROMIUM wins over what is on PATH."""
     named = os.environ.get("WORKBOOK_CHROMIUM")
     if named == "none":
         return None, OFF
-    for name in [named] if named else NAMES:
+    for name in [named] if named else ("chromium", "chromium-browser", "google-chrome"):
         if found := shutil.which(name):
             return found, None
     return None, MISSING
@@ -61,16 +58,14 @@ def browser():
         pytest.skip(why)
     SCREENS.mkdir(parents=True, exist_ok=True)
     with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=path, args=FLAGS)
-        yield running
-        running.close()
+        with driver.chromium.launch(executable_path=path, args=FLAGS) as running:
+            yield running
 
 
 @pytest.fixture(scope="session")
 def grids(tmp_path_factory):
-    """A folder with the committed sweeps, in which the model "said" something that must not run: in
-    the explorer under the last random vector, in the other under the first one of the smallest
-    R."""
+    """A folder with the committed sweeps, in which the model "said" something that must not run:
+    under the last random vector in the explorer, else under the first one of the smallest R."""
     folder = tmp_path_factory.mktemp("grids")
     for name in ("explorer", "goldilocks"):
         sweep = store.read(name)
@@ -87,8 +82,7 @@ def grids(tmp_path_factory):
 
 
 def parametrised(name, folder, **parameters):
-    """A copy of a committed notebook without outputs, its parameters cell followed by these
-    values."""
+    """A copy of a committed notebook without outputs, with these parameters."""
     nb = notebooks.read(ROOT / "notebooks" / f"{name}.ipynb")
     for cell in nb.cells:
         if cell.cell_type == "code":
@@ -129,8 +123,7 @@ def environment(home, token):
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory, browser, grids):
-    """Notebook's name → its address in a JupyterLab that holds the notebooks with widgets, their
-    models small."""
+    """Notebook's name → its address in a JupyterLab with the notebooks that have widgets."""
     home = tmp_path_factory.mktemp("lab")
     folder, log = home / "notebooks", home / "log.txt"
     folder.mkdir()
@@ -145,8 +138,7 @@ def lab(tmp_path_factory, browser, grids):
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1"]
     command += [f"--port={port}", "--allow-root", f"--ServerApp.root_dir={folder}"]
     at = {"env": environment(home, token), "cwd": home, "stderr": subprocess.STDOUT}
-    with open(log, "w") as out:
-        server = subprocess.Popen(command, stdout=out, **at)
+    server = subprocess.Popen(command, stdout=log.open("w"), **at)
     try:
         for _ in range(300):
             try:
