@@ -18,6 +18,7 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
+    "legend.fontsize": 10,
     "figure.constrained_layout.use": True,
 }
 plt.rcParams.update(STYLE)  # the whole workbook looks alike
@@ -34,9 +35,14 @@ def panels(n=1, width=7.2, height=3.6, **options):
     return figure, axes[0]
 
 
+def one_panel(ax=None, **size):
+    """`ax`, or the axes of a new figure of that size."""
+    return panels(**size)[1][0] if ax is None else ax
+
+
 def show(figure, alt):
-    """Display a figure once as PNG with its alt text, and close it. A palette of 128 colours: a third of the bytes."""
-    drawn, small = io.BytesIO(), io.BytesIO()
+    """Display a figure once as PNG with its alt text, and close it."""
+    drawn, small = io.BytesIO(), io.BytesIO()  # 128 colours take a third of the bytes
     figure.savefig(drawn, format="png", dpi=130)
     plt.close(figure)
     PIL.Image.open(drawn).convert("RGB").quantize(128).save(small, "png", optimize=True)
@@ -44,9 +50,20 @@ def show(figure, alt):
 
 
 def finish(ax, title, xlabel, ylabel, legend=True):
+    """Title, axes' names and, where something has a label, the legend. Returns the figure."""
     ax.set_title(title)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     if legend and ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="best", fontsize=10)
-    return ax
+        ax.legend(loc="best")
+    return ax.figure
+
+
+def headline(figure, title):
+    """The title above all panels. A model's dollar signs are no mathematics."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, parse_math=False)
+
+
+def note(ax, text, at, offset, **style):
+    """A text `offset` points away from the place `at`."""
+    ax.annotate(text, at, xytext=offset, textcoords="offset points", **{"fontsize": 9.5, **style})

@@ -1,39 +1,26 @@
-"""Panels of ipywidgets around `helpers.render`: the grid explorer, a slider that needs no kernel, geometry, tokens.
-
-A panel passes on what its controls say, and shows an error where it happens. Nothing here needs torch, trains, or computes a
-metric: `grid_panel` reads a file of `python -m helpers grid`; the live lab is `helpers.live`.
+"""Panels of ipywidgets around `render`: the grid explorer, a slider that needs no kernel, geometry,
+tokens. A panel passes on what its controls say, and shows an error where it happens. No torch here.
 """
+
+from contextlib import contextmanager
 
 import ipywidgets as widgets
 import numpy as np
 
 from ..studies import store
 from ..studies.store import AXES, Grid
-from .render import (
-    FONT,
-    FRAME,
-    as_img,
-    number,
-    render_error,
-    render_gauges,
-    render_legend,
-    render_radius,
-    render_said,
-    render_texts,
-    render_tokens,
-    render_turn,
-    shade,
-    verdict,
-)
+from . import render
+from .gauges import render_gauges, render_legend
+from .tables import block, number, shorten
 
 WIDE = {"style": {"description_width": "210px"}, "layout": {"width": "440px"}}
+PANEL = {"max_width": "1080px"}
 
 
-def slider(options, value, label, width="210px", whole="440px"):
-    """A SelectionSlider over values that exist; it answers when let go, and to the arrow keys."""
-    named = [(f"{v:g}" if isinstance(v, (int, float)) else str(v), v) for v in options]
+def slider(options, value, label, width="210px", whole="440px") -> widgets.SelectionSlider:
+    """A slider over values that exist; it answers when let go, and to the arrow keys."""
     return widgets.SelectionSlider(
-        options=named,
+        options=_named(options),
         value=value,
         description=label,
         continuous_update=False,
@@ -42,238 +29,219 @@ def slider(options, value, label, width="210px", whole="440px"):
     )
 
 
-def html_box(height, value=""):
+def _named(values):
+    return [(f"{v:g}" if isinstance(v, (int, float)) else str(v), v) for v in values]
+
+
+def html_box(height, value="") -> widgets.HTML:
     """An HTML widget of fixed height: what is above and below it stays where it is."""
-    return widgets.HTML(
-        value, layout={"height": height, "overflow": "auto", "width": "100%", "margin": "2px 0"}
-    )
+    place = {"height": height, "overflow": "auto", "width": "100%", "margin": "2px 0"}
+    return widgets.HTML(value, layout=place)
 
 
 class GridPanel(widgets.VBox):
-    """The grid explorer. `controls` {axis: widget}, `cells` {(layer, radius): button}; setting a control's value draws anew."""
+    """The grid explorer of a sweep or a Grid, opened at the setting `start` {axis: value}:
+    `controls` {axis: widget}, `cells` {(layer, radius): button}."""
 
     def __init__(self, sweep, start=None):
-        self.grid = grid = sweep if isinstance(sweep, Grid) else Grid(sweep)
-        state = grid.start() | (start or {})
-        grid.view(state)  # a start that was not computed is said before anything is drawn
-        self.controls = self._controls(grid.options, state)
-        self.texts, self.gauges, self.said = html_box("108px"), html_box("126px"), html_box("28px")
-        self.cells = {
-            (k, r): self._cell(k, r)
-            for k in grid.options["source_layer"]
-            for r in grid.options["radius"]
-        }
+        self.grid = sweep if isinstance(sweep, Grid) else Grid(sweep)
+        state = self.grid.start() | (start or {})
+        self.grid.view(state)  # a start that was not computed is said before anything is drawn
+        self.controls = self._controls(self.grid.options, state)
+        self.cells = {}
+        for layer in self.grid.options["source_layer"]:
+            for radius in self.grid.options["radius"]:
+                self.cells[layer, radius] = self._cell(layer, radius)
+        self.heat_title = widgets.HTML()
+        self.texts, self.gauges, self.said = map(html_box, ("108px", "126px", "28px"))
         prompt, *others = self.controls.values()
-        top = widgets.HBox(
-            [widgets.VBox(others, layout={"margin": "0 18px 0 0"}), self._heat_map()]
-        )
-        legend = html_box("40px", render_legend(grid))
-        super().__init__(
-            [prompt, top, self.said, self.texts, self.gauges, legend],
-            layout={"max_width": "1080px"},
-        )
+        left = widgets.VBox(others, layout={"margin": "0 18px 0 0"})
+        top = widgets.HBox([left, self._heat_map()])
+        legend = html_box("40px", render_legend(self.grid))
+        super().__init__([prompt, top, self.said, self.texts, self.gauges, legend], layout=PANEL)
         for control in self.controls.values():
             control.observe(self._changed, "value")
         self.draw()
 
     @property
-    def state(self):
+    def state(self) -> dict:
+        """The setting shown, {axis: value}."""
         return {axis: self.controls[axis].value for axis in AXES}
 
     def _controls(self, values, state):
-        prompts = [(p if len(p) < 64 else p[:60] + " …", p) for p in values["prompt"]]
-        return {
-            "prompt": widgets.Dropdown(
-                options=prompts,
-                value=state["prompt"],
-                description=AXES["prompt"],
-                style={"description_width": "60px"},
-                layout={"width": "520px"},
-            ),
-            **{
-                axis: slider(values[axis], state[axis], AXES[axis])
-                for axis in ("source_layer", "radius")
-            },
-            "kind": widgets.Dropdown(
-                options=values["kind"], value=state["kind"], description=AXES["kind"], **WIDE
-            ),
-            "vector": slider(self.grid.vectors[state["kind"]], state["vector"], AXES["vector"]),
-            "coeff": slider(values["coeff"], state["coeff"], AXES["coeff"]),
-        }
+        prompt = widgets.Dropdown(
+            options=[(shorten(text, 60), text) for text in values["prompt"]],
+            value=state["prompt"],
+            description=AXES["prompt"],
+            style={"description_width": "60px"},
+            layout={"width": "520px"},
+        )
+        kinds = {"options": values["kind"], "value": state["kind"], "description": AXES["kind"]}
+        values = values | {"vector": self.grid.vectors[state["kind"]]}
+        controls = {"prompt": prompt, "kind": widgets.Dropdown(**kinds, **WIDE)}
+        for axis in ("source_layer", "radius", "vector", "coeff"):
+            controls[axis] = slider(values[axis], state[axis], AXES[axis])
+        return {axis: controls[axis] for axis in AXES}
 
     def _cell(self, layer, radius):
-        button = widgets.Button(
-            layout={"width": "48px", "height": "34px", "margin": "1px", "padding": "0"}
-        )
+        size = {"width": "48px", "height": "34px", "margin": "1px", "padding": "0"}
+        button = widgets.Button(layout=size)
         button.on_click(lambda _: self.select(layer, radius))
         return button
 
     def _heat_map(self):
         layers, radii = self.grid.options["source_layer"], self.grid.options["radius"]
+        shown = []
+        for layer in layers:
+            shown += [_label(layer, 36), *(self.cells[layer, radius] for radius in radii)]
+        shown += [_label("", 20), *(_label(f"{radius:g}", 20) for radius in radii)]
+        columns = {"grid_template_columns": f"34px repeat({len(radii)}, 50px)"}
+        words = "rows: source layer (block), columns: R (norm of θ)"
+        foot = widgets.HTML(block(words, "font-size:13px"))
+        return widgets.VBox([self.heat_title, widgets.GridBox(shown, layout=columns), foot])
 
-        def name(text, height=20):
-            style = f"{FONT};font-size:13px;text-align:center;line-height:{height}px"
-            return widgets.HTML(
-                f'<div style="{style}">{text}</div>', layout={"width": "auto", "margin": "0"}
-            )
-
-        rows = [[name(k, 36), *(self.cells[k, r] for r in radii)] for k in layers]
-        rows += [[name(""), *(name(f"{r:g}") for r in radii)]]
-        columns = f"34px repeat({len(radii)}, 50px)"
-        box = widgets.GridBox(
-            [w for row in rows for w in row], layout={"grid_template_columns": columns}
-        )
-        self.heat_title = widgets.HTML()
-        foot = widgets.HTML(
-            f'<div style="{FONT};font-size:13px">rows: source layer (block), columns: R (norm of θ)</div>'
-        )
-        return widgets.VBox([self.heat_title, box, foot])
+    @contextmanager
+    def _quietly(self, *axes):
+        """Controls are set in here without a drawing for each."""
+        for axis in axes:
+            self.controls[axis].unobserve(self._changed, "value")
+        try:
+            yield
+        finally:
+            for axis in axes:
+                self.controls[axis].observe(self._changed, "value")
 
     def select(self, layer, radius):
         """What a click on a cell does."""
-        self.controls["source_layer"].value, self.controls["radius"].value = layer, radius
+        with self._quietly("source_layer", "radius"):
+            self.controls["source_layer"].value = layer
+            self.controls["radius"].value = radius
+        self._changed()
 
-    def _changed(self, change):
+    def _changed(self, _=None):
         try:
-            if change["owner"] is self.controls["kind"]:
-                self._offer(self.grid.vectors[change["new"]])
+            self._offer(self.grid.vectors[self.controls["kind"].value])
             self.draw()
         except Exception as error:  # in a callback it would vanish in the kernel's log
-            self.said.value = render_error(error)
+            self.said.value = render.render_error(error)
 
     def _offer(self, there):
-        """The vectors of a kind: the slider keeps its number where there is one."""
-        vector = self.controls["vector"]
-        kept = vector.value if vector.value in there else there[0]
-        vector.unobserve(self._changed, "value")
-        vector.options = [(f"{v:g}", v) for v in there]
-        vector.value = kept
-        vector.observe(self._changed, "value")
+        """The vectors of the kind: the slider keeps its number where there is one."""
+        vector, options = self.controls["vector"], _named(there)
+        if list(vector.options) != options:
+            kept = vector.value if vector.value in there else there[0]
+            with self._quietly("vector"):
+                vector.options = options
+                vector.value = kept
 
     def draw(self):
+        """Show the setting that the controls say."""
         state, view = self.state, self.grid.view(self.state)
-        kind = state["kind"]
-        numbers = f"‖coefficient · θ‖ = {number(view['norm'])}, relative change at the target {number(view['relative'])}"
-        self.said.value = (
-            f'<div style="{FONT};font-size:16px"><b>{verdict(view)}</b> &nbsp; {numbers}</div>'
-        )
-        title = f"steered: {kind} vector {state['vector']} × {state['coeff']:g}"
-        self.texts.value = render_texts(view["clean"], view["text"], title)
+        norm, change = number(view["norm"]), number(view["relative"])
+        numbers = f"‖coefficient · θ‖ = {norm}, relative change at the target {change}"
+        self.said.value = render.render_verdict(view, numbers)
+        title = f"steered: {state['kind']} vector {state['vector']} × {state['coeff']:g}"
+        self.texts.value = render.render_texts(view["clean"], view["text"], title)
         self.gauges.value = render_gauges(self.grid, view)
-        question = f"How many of {view['of']} {kind} vectors change and stay fluent?"
-        self.heat_title.value = f'<div style="{FONT}"><b>{question}</b></div>'
-        for i, j in np.ndindex(len(view["both"]), len(view["both"][0])):
-            layer, radius = self.grid.options["source_layer"][i], self.grid.options["radius"][j]
-            self._paint(
-                self.cells[layer, radius],
-                view["both"][i][j],
-                view["of"],
-                layer,
-                radius,
-                (layer, radius) == (state["source_layer"], state["radius"]),
-            )
+        question = f"How many of {view['of']} {state['kind']} vectors change and stay fluent?"
+        self.heat_title.value = block(f"<b>{question}</b>")
+        for place, (count, here) in render.heat_map(self.grid, state, view).items():
+            self._paint(place, count, view["of"], here)
 
-    def _paint(self, button, count, of, layer, radius, here):
+    def _paint(self, place, count, of, here):
         """A button's look; ipywidgets sends only what has changed."""
-        back, ink = shade(count, of)
+        (layer, radius), button = place, self.cells[place]
+        button.style.button_color, button.style.text_color = render.shade(count, of)
+        said = f"block {layer}, R {radius:g}: {count} of {of} change and stay fluent"
         button.description = f"▸{count}◂" if here else f"{count}"
-        button.tooltip = f"block {layer}, R {radius:g}: {count} of {of} change and stay fluent" + (
-            " (shown now)" if here else ""
-        )
-        button.style.button_color, button.style.text_color = back, ink
+        button.tooltip = f"{said} (shown now)" if here else said
         button.style.font_weight = "bold" if here else "normal"
-        button.layout.border = f"3px solid {FRAME if here else 'transparent'}"
+        button.layout.border = f"3px solid {render.FRAME if here else 'transparent'}"
 
 
-def grid_panel(sweep, start=None) -> GridPanel:
-    """The grid explorer of a sweep that `store.read("explorer")` gave; `start` {axis: value} is the setting it opens with."""
-    return GridPanel(sweep, start)
+def _label(text, height):
+    style = f"font-size:13px;text-align:center;line-height:{height}px"
+    return widgets.HTML(block(text, style), layout={"width": "auto", "margin": "0"})
 
 
-# ---------------------------------------------------------------------------------------------- one slider, no kernel
-def radius_slider(sweep, radius=None) -> widgets.VBox:
-    """The Goldilocks figure and what is said, for every R of a sweep, and a slider that chooses among them in the browser itself:
-    it goes on working in an exported page, without a kernel."""
-    found, radii = store.shares(sweep), sorted({c["config"]["radius"] for c in sweep["cells"]})
-    pages = [
-        widgets.HTML(
-            as_img(
-                render_radius(found, r),
-                f"Share of vectors that change the answer, by R; R = {r:g} is marked.",
-            )
-            + render_said(sweep, r),
-            layout={"height": "620px", "overflow": "auto"},
+grid_panel = GridPanel  # as notebooks call it
+
+
+# -- one slider, no kernel -------------------------------------------------------------------------
+def radius_slider(sweep) -> widgets.VBox:
+    """The Goldilocks figure and what is said, for every R of a sweep, and a slider that chooses
+    among them in the browser itself: it goes on working in an exported page, without a kernel."""
+    found = store.shares(sweep)
+    radii = sorted({one["config"]["radius"] for one in sweep["cells"]})
+    pages = []
+    for radius in radii:
+        alt = f"Share of vectors that change the answer, by R; R = {radius:g} is marked."
+        inside = render.as_img(render.render_radius(found, radius), alt) + render.render_said(
+            sweep, radius
         )
-        for r in radii
-    ]
-    chosen = slider(radii, radii[0] if radius is None else radius, "R (norm of θ)", "110px")
+        pages.append(html_box("620px", inside))
+    chosen = slider(radii, radii[0], AXES["radius"], "110px")
     stack = widgets.Stack(pages, selected_index=chosen.index, layout={"height": "630px"})
     widgets.jslink((chosen, "index"), (stack, "selected_index"))
     return widgets.VBox([chosen, stack], layout={"max_width": "1000px"})
 
 
-# ---------------------------------------------------------------------------------------------- geometry (notebook 01), tokens
+# -- geometry (notebook 01), tokens ----------------------------------------------------------------
 class FigurePanel(widgets.VBox):
-    """Controls {name: widget} above a picture that `render(**values) → HTML` makes of their values."""
+    """Controls {name: widget} above a picture: `drawn(**values) → HTML` of their values."""
 
-    def __init__(self, controls, render, height):
-        self.controls, self.render, self.picture = controls, render, html_box(height)
-        super().__init__([*controls.values(), self.picture], layout={"max_width": "1080px"})
+    def __init__(self, controls, drawn, height):
+        self.controls, self.drawn, self.picture = controls, drawn, html_box(height)
+        super().__init__([*controls.values(), self.picture], layout=PANEL)
         for control in controls.values():
             control.observe(self.draw, "value")
         self.draw()
 
     def draw(self, _=None):
+        """Show the picture of what the controls say."""
+        values = {name: control.value for name, control in self.controls.items()}
         try:
-            self.picture.value = self.render(
-                **{name: control.value for name, control in self.controls.items()}
-            )
+            self.picture.value = self.drawn(**values)
         except Exception as error:  # in a callback it would vanish in the kernel's log
-            self.picture.value = render_error(error)
+            self.picture.value = render.render_error(error)
 
 
-def geometry_panel(angles, lengths, radii, words, start=None) -> FigurePanel:
-    """R and layer against the angle after the norm, on the residuals of the chosen prompt and token.
-
-    `angles`: `geometry.turn_grid` [n_radii, n_layers, n_vectors, n_prompts, n_tokens], NaN where no own token is; `lengths`: the
-    residuals' norms [n_layers, n_prompts, n_tokens]; `words`: per prompt its tokens as text; `start`: (R, layer) to open with.
-    """
+def geometry_panel(angles, lengths, radii, words, start) -> FigurePanel:
+    """R and layer against the angle after the norm, of the chosen prompt and token. `angles`:
+    degrees [n_radii, n_layers, n_vectors, n_prompts, n_tokens], NaN where no own token is;
+    `lengths`: the residuals' norms [n_layers, n_prompts, n_tokens]; `words`: per prompt its tokens
+    as text; `start`: (R, layer) to open with."""
     angles, lengths = np.asarray(angles, float), np.asarray(lengths, float)
-    places = [
-        (i, t)
-        for i in range(angles.shape[3])
-        for t in range(angles.shape[4])
-        if not np.isnan(angles[0, 0, 0, i, t])
-    ]
-    tokens = [
-        (f"prompt {i + 1}, token {t + 1}: {words[i][t].strip() or words[i][t]!r}", (i, t))
-        for i, t in places
-    ]
-    radius, layer = start or (radii[0], 0)
+    tokens = []
+    for i, t in np.argwhere(~np.isnan(angles[0, 0, 0])).tolist():
+        word = words[i][t].strip() or repr(words[i][t])
+        tokens.append((f"prompt {i + 1}, token {t + 1}: {word}", (i, t)))
     controls = {
         "token": widgets.Dropdown(options=tokens, description="prompt and token", **WIDE),
-        "radius": slider(radii, radius, AXES["radius"]),
-        "layer": slider(range(angles.shape[1]), layer, "added after block (number)"),
+        "radius": slider(radii, start[0], AXES["radius"]),
+        "layer": slider(range(angles.shape[1]), start[1], "added after block (number)"),
     }
 
-    def render(token, radius, layer):
+    def drawn(token, radius, layer):
         i, t = token
-        turned, length = angles[list(radii).index(radius), layer, :, i, t], lengths[layer, i, t]
-        return as_img(
-            render_turn(turned, length, radius, layer, words[i][t]),
-            f"A push of {radius:g} after block {layer} turns this token by {np.median(turned):.1f} degrees.",
-        )
+        turned = angles[list(radii).index(radius), layer, :, i, t]
+        figure = render.render_turn(turned, lengths[layer, i, t], radius, layer, words[i][t])
+        turn = f"turns this token by {np.median(turned):.1f} degrees."
+        return render.as_img(figure, f"A push of {radius:g} after block {layer} {turn}")
 
-    return FigurePanel(controls, render, "390px")
+    return FigurePanel(controls, drawn, "390px")
 
 
 def token_panel(words, moved, layer=0) -> FigurePanel:
-    """The prompt's tokens shaded by how far each residual moved, relative to its length; `moved` {kind: [n_layers, n_tokens]}."""
+    """The prompt's tokens shaded by how far each moved: `moved` {kind: [n_layers, n_tokens]}."""
     moved = {kind: np.asarray(values, float) for kind, values in moved.items()}
+    n_layers = len(next(iter(moved.values())))
     controls = {
         "kind": widgets.Dropdown(options=list(moved), description=AXES["kind"], **WIDE),
-        "layer": slider(range(len(next(iter(moved.values())))), layer, "after block (number)"),
+        "layer": slider(range(n_layers), layer, "after block (number)"),
     }
-    return FigurePanel(
-        controls, lambda kind, layer: render_tokens(words, moved[kind][layer]), "170px"
-    )
+
+    def drawn(kind, layer):
+        return render.render_tokens(words, moved[kind][layer])
+
+    return FigurePanel(controls, drawn, "170px")
