@@ -56,7 +56,9 @@ def for_notebooks(paths, typed, recipe, model=None) -> dict:
     A typed parameter must be known to a notebook of this run, a recipe's to any. UserError
     otherwise, and where a model cannot be had or has not the layers.
     """
-    asked = {**recipe, **typed}
+    from ..models import DEFAULT
+
+    asked, model = {**recipe, **typed}, None if model == DEFAULT else model
     if not (asked or model):
         return {path: {} for path in paths}
     own = {path: _own(path) for path in paths}
