@@ -7,7 +7,6 @@ from helpers import UserError
 
 
 def parser() -> argparse.ArgumentParser:
-    """What can be said on the command line."""
     main = argparse.ArgumentParser(prog="python -m helpers")
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -18,10 +17,9 @@ def parser() -> argparse.ArgumentParser:
     refresh = add("refresh", "execute notebooks and put the outputs into notebooks/")
     check = add("check", "are the committed notebooks current, in order and clean?")
     for command in (run, refresh, check):
-        about = "02, a name or a path (default: all of them)"
-        command.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help=about)
+        command.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="02 (default: all)")
     for command in (run, refresh):
-        about = "notebooks at a time, of one thread each where there are several (default: 2)"
+        about = "notebooks at a time (default: 2), each on one thread where N > 1"
         command.add_argument("--workers", type=int, metavar="N", help=about)
     pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
     run.add_argument("-p", action="append", default=[], help="a notebook's parameter", **pair)
@@ -103,7 +101,7 @@ def _command(options) -> int:
 
 
 def main(argv=None) -> int:
-    """Run one command. Returns 0: all well, 1: something failed, 2: a wrong command, 130: Ctrl-C."""
+    """Run one command. Returns 0: all well, 1: something failed, 2: not possible, 130: Ctrl-C."""
     options = parser().parse_args(argv)
     try:
         return _command(options)

@@ -8,7 +8,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "controls": ["covariance_vectors"],
         "jacobian": ["jacobian_ratio", "calibrated_radius"],
         "optimisers": [
-            "normalise", "METHODS",
+            "normalise",
+            "METHODS",
             "TrainingResult",
             "objective",
             "value_and_grad",

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -73,13 +74,8 @@ def flops(run) -> int:
     return counter.get_total_flops()
 
 
-def peak_bytes(run, device="cpu") -> int:
-    """The most memory that `run()` holds at once in tensors it made, as the allocator tells."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
+def peak_bytes(run) -> int:
+    """The most memory that `run()` holds at once in tensors on the CPU, as the allocator tells."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it tells whenever it starts and stops
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
@@ -91,10 +87,10 @@ def peak_bytes(run, device="cpu") -> int:
 def machine() -> dict:
     """What a measurement was made with: processor and card, threads, versions."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    name = re.search(r"model name\s*: (.+)", text)
     return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "processor": name.group(1) if name else platform.processor() or platform.machine(),
         "card": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -113,15 +109,17 @@ def random_model(config, device="cpu", dtype=torch.float32) -> LanguageModel:
     return LanguageModel(f"random-{config.model_type}", model, byte_tokenizer(), "random 0")
 
 
-# -- against the published loop ----------------------------------------------------------------
+def unit_vectors(lm, n) -> torch.Tensor:
+    """Random ones, [n, d_model]."""
+    return normalise(torch.randn(n, lm.d_model, generator=torch.Generator().manual_seed(0)))
 
 
 def published_loop(lm, prompt, source, target, radius, steps, lr=1e-3, enough=None):
     """The published procedure as its authors run it: one vector, each step through tokenizer, whole
     network and LM head. Returns the objective before each step (p = 2, q = 1) and the last vector
     [d_model]; stops once the objective is `enough`."""
-    start = torch.randn(1, lm.d_model, generator=torch.Generator().manual_seed(0))
-    theta = torch.nn.Parameter((radius * normalise(start))[0].to(lm.device))
+    start = unit_vectors(lm, 1)[0]
+    theta = torch.nn.Parameter(radius * start.to(lm.device))
     store = {}
 
     def keep(module, inputs, out):
@@ -176,9 +174,7 @@ def against_published(lm, steps=300, n_vectors=8, source=7, target=21) -> dict:
 
 def generation(lm, batches, source=7, max_new_tokens=48) -> list[dict]:
     """Tokens per second, a vector for each row, every row to its full length, greedy."""
-    draw = torch.Generator().manual_seed(0)
-    unit = normalise(torch.randn(max(batches), lm.d_model, generator=draw))
-    vectors = SteeringVectors(unit, source)
+    vectors = SteeringVectors(unit_vectors(lm, max(batches)), source)
     length = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens}
 
     def run(batch):
@@ -189,9 +185,6 @@ def generation(lm, batches, source=7, max_new_tokens=48) -> list[dict]:
     taken = seconds(*(partial(run, batch) for batch in batches), repeats=2)
     tokens = [batch * max_new_tokens for batch in batches]
     return [{"batch": b, "tokens_per_second": n / t} for b, n, t in zip(batches, tokens, taken)]
-
-
-# -- how cost grows ----------------------------------------------------------------------------
 
 
 def span_of(sizes):
@@ -267,9 +260,6 @@ def scaling(axes=AXES, base=SIZES, repeats=3, counts=(1, 2), **workers) -> dict:
     """The record of `--scaling`."""
     grown = {axis: grow(axis, values, base, repeats) for axis, values in axes.items()}
     return {"axes": grown, "workers": {n: with_workers(n, **workers) for n in counts}}
-
-
-# -- a CUDA card -------------------------------------------------------------------------------
 
 
 def parity(model=DEFAULT, device="cuda", source=7, target=21, n_vectors=4, steps=5) -> dict:

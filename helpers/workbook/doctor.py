@@ -78,8 +78,7 @@ def _kernel():
 
 def _model():
     cached = any(path.suffix in (".gguf", ".safetensors") for path in CACHE.glob("**/*"))
-    found = f"in {CACHE}" if cached else "not here yet; the first run fetches 98 MB"
-    return True, f"default model: {found}"
+    return True, f"default model: {f'in {CACHE}' if cached else 'the first run fetches 98 MB'}"
 
 
 def _writable():
@@ -103,7 +102,6 @@ CHECKS = {  # and what to do where one is not content
 
 
 def healthy() -> bool:
-    """True where every check is content."""
     return all(check()[0] for check in CHECKS)
 
 

@@ -24,17 +24,14 @@ WIDGETS = {
 TITLE = "Unsupervised steering vectors: a workbook"
 HEAD = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{TITLE}</title>
 <style>body{{font:17px/1.5 system-ui,sans-serif;max-width:46em;margin:2em auto}}
-li{{margin:.7em 0}} small{{color:#555}}</style><h1>{TITLE}</h1>
-"""
+li{{margin:.7em 0}} small{{color:#555}}</style><h1>{TITLE}</h1>"""
 FOOT = """<p><small>Exported without a kernel: all stands as committed; the slider of the radius
-figure works (its page fetches the public JavaScript of ipywidgets).</small></p></html>
-"""
+figure works (its page fetches the public JavaScript of ipywidgets).</small></p></html>"""
 
 
 def with_widgets(nb, folder=None):
     """The notebook with the widgets of its tagged cells as outputs, and their state in its
-    metadata. `folder`: of the sweeps.
-    """
+    metadata. `folder`: of the sweeps."""
     state = {}
     for tag, make in WIDGETS.items():
         for cell in tagged(nb, tag):

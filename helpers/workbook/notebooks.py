@@ -69,22 +69,20 @@ def parameters_of(nb) -> dict:
             (target,) = node.targets
             found[target.id] = ast.literal_eval(node.value)
         except (AttributeError, ValueError):
-            line = ast.unparse(node)
-            raise UserError(
-                f"its parameters cell holds {line!r}, which is not NAME = literal"
-            ) from None
+            wrong = f"{ast.unparse(node)!r}, which is not NAME = literal"
+            raise UserError(f"its parameters cell holds {wrong}") from None
     return found
 
 
 def source_hash(nb, kinds=("code",)) -> str:
     """A hash of the cells' sources and tags, outputs aside. Of code alone by default: mending prose
     makes no output stale."""
-    cells = [
-        (cell.cell_type, cell.source, sorted(cell.metadata.get("tags", [])))
-        for cell in nb.cells
-        if cell.cell_type in kinds
-    ]
-    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()
+    found = []
+    for cell in nb.cells:
+        if cell.cell_type in kinds:
+            tags = sorted(cell.metadata.get("tags", []))
+            found.append((cell.cell_type, cell.source, tags))
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def widget_errors(nb) -> list[str]:

@@ -117,15 +117,9 @@ def for_model(own: dict, asked: dict, model: str | None) -> dict:
             place = values["SOURCE_LAYER"], values["TARGET_LAYER"]
             if place not in radii:
                 radii[place] = calibrated(lm, *place)
-            measured = _known(radii[place], share)
-            share |= {k: v for k, v in measured.items() if share[k] == CALIBRATED}
+            share |= {k: v for k, v in radii[place].items() if share.get(k) == CALIBRATED}
         shares[path] = share
     return shares
-
-
-def layer(k: int, n_layers: int) -> int:
-    """The block that lies as deep in a model of n_layers as block k in the default one."""
-    return k * n_layers // DEPTH
 
 
 def by_rule(parameters: dict, model: str, n_layers: int) -> dict:
@@ -135,9 +129,9 @@ def by_rule(parameters: dict, model: str, n_layers: int) -> dict:
         if name.endswith("ORGANISM"):
             found[name] = None
         elif name in LAYERS and isinstance(value, list):
-            found[name] = sorted({layer(k, n_layers) for k in value})
+            found[name] = sorted({k * n_layers // DEPTH for k in value})
         elif name in LAYERS:
-            found[name] = layer(value, n_layers)
+            found[name] = value * n_layers // DEPTH
     return found
 
 

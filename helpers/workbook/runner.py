@@ -1,6 +1,5 @@
 """Execute the notebooks into build/, two at a time, going on where an interrupted run stopped;
-refresh the committed ones.
-"""
+refresh the committed ones."""
 
 import hashlib
 import json
@@ -35,16 +34,13 @@ def usual_workers() -> int:
 
 def surroundings_hash() -> str:
     """A hash of what every notebook depends on: the helpers' sources, and data/ except its
-    cache.
-    """
-    files = [*(ROOT / "helpers").glob("**/*.py"), *(ROOT / "data").glob("**/*")]
-    cache = ROOT / "data" / "cache"
-    digest = hashlib.sha256()
-    for path in sorted(file for file in files if file.is_file() and cache not in file.parents):
-        if not path.name.startswith("."):
+    cache."""
+    found, cache = {}, ROOT / "data" / "cache"
+    for path in [*(ROOT / "helpers").glob("**/*.py"), *(ROOT / "data").glob("**/*")]:
+        if path.is_file() and cache not in path.parents and not path.name.startswith("."):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(f"{path.relative_to(ROOT).as_posix()}\0{content}\0".encode())
-    return digest.hexdigest()
+            found[path.relative_to(ROOT).as_posix()] = content
+    return hash_of(found)
 
 
 def hash_of(*parts) -> str:
@@ -61,8 +57,7 @@ class Job:
         self.parameters, self.folder, self.default = parameters, folder, default
         self.alone = bool(tagged(nb, "times"))  # it times something: nothing else may run
         self.key = hash_of(source_hash(nb, ("code", "markdown", "raw")), surroundings, parameters)
-        self.output = folder / f"{self.name}.ipynb"
-        self.failed = folder / f"{self.name}.failed.ipynb"
+        self.output, self.failed = folder / path.name, folder / f"{self.name}.failed.ipynb"
         self.stamp = folder / f"{self.name}.key"  # says of what source the output is
         self.partial = folder / f".{self.name}.partial.ipynb"
 
@@ -73,18 +68,17 @@ class Job:
 
     def environment(self, one_thread) -> dict:
         """What its kernel inherits: this Python's own kernel first, and whether the run counts for
-        the ledger.
-        """
-        kernels = [str(Path(sys.prefix) / "share" / "jupyter"), os.environ.get("JUPYTER_PATH")]
-        found = {
+        the ledger."""
+        kernels = [f"{sys.prefix}/share/jupyter", os.environ.get("JUPYTER_PATH", "")]
+        return {
             **os.environ,
+            **(ONE_THREAD if one_thread else {}),
             "JUPYTER_PATH": os.pathsep.join(filter(None, kernels)),
             "WORKBOOK_BUILD": str(self.folder),
             "WORKBOOK_NOTEBOOK": self.name,
             "WORKBOOK_DEFAULT_RUN": "1" if self.default else "",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
-        return {**found, **ONE_THREAD} if one_thread else found
 
     def start(self, one_thread) -> None:
         if not sys.stdout.isatty():
@@ -92,8 +86,6 @@ class Job:
         self.stamp.unlink(missing_ok=True)
         if self.default:  # results that this run will not record again must not outlive it
             shutil.rmtree(self.folder / "claims" / self.name, ignore_errors=True)
-        job = {"path": self.path, "output": self.partial, "parameters": self.parameters}
-        job |= {"cwd": ROOT, "cell_seconds": CELL_SECONDS}
         self.began, self.log = time.monotonic(), tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "helpers.workbook.executing"],
@@ -104,6 +96,8 @@ class Job:
             stderr=self.log,
             start_new_session=True,  # Ctrl-C reaches the runner alone, which stops the others
         )
+        job = {"path": self.path, "output": self.partial, "parameters": self.parameters}
+        job |= {"cwd": ROOT, "cell_seconds": CELL_SECONDS}
         self.process.stdin.write(json.dumps(job, default=str).encode() + b"\n")
         self.process.stdin.flush()
 
@@ -129,8 +123,7 @@ class Job:
 
     def stop(self) -> None:
         """Wait for a process that was asked to stop, by closing its input; leave nothing half
-        written.
-        """
+        written."""
         try:
             self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -155,10 +148,9 @@ def run_jobs(jobs, workers) -> list[str]:
                 job.start(one_thread=workers > 1 and not job.alone)
                 running.append(job)
                 continue
-            done = len(jobs) - len(waiting) - len(running)
             names = ", ".join(job.name.split("_")[0] for job in running)
-            seconds = f"{time.monotonic() - began:.0f} s"
-            _line(f"running {names} · {done} of {len(jobs)} finished · {seconds}")
+            done = f"{len(jobs) - len(waiting) - len(running)} of {len(jobs)} finished"
+            _line(f"running {names} · {done} · {time.monotonic() - began:.0f} s")
             time.sleep(0.2)
             for job in [job for job in running if job.process.poll() is not None]:
                 _line()
