@@ -1,5 +1,6 @@
 # make run    every notebook, executed into build/, then the table of claims
 # make test   the tests
+# make lint   format, style, and which room may import which
 # make html   the committed notebooks as web pages in build/html, with an index
 # make lab    JupyterLab, opened at the first notebook
 # make clean  removes build/ (keeps .venv and the cached model)
@@ -8,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export GOMP_SPINCOUNT ?= 20000# threads that wait do not hog a busy machine; see helpers/__init__.py
 
-.PHONY: run test html lab clean
+.PHONY: run test lint html lab clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
@@ -17,8 +18,13 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(PY) -m pytest
 
+lint: $(VENV)/.installed
+	$(PY) -m ruff format --check helpers tests notebooks data
+	$(PY) -m ruff check helpers tests notebooks data
+	$(VENV)/bin/lint-imports --no-cache
+
 html: $(VENV)/.installed
-	$(PY) -m helpers.workbook.export
+	$(PY) -m helpers export
 
 lab: $(VENV)/.installed
 	$(PY) -m jupyterlab notebooks/00_start_here.ipynb

@@ -1,138 +1,119 @@
-"""The workbook's command line: python -m helpers run | refresh | check | bench | train-organism | doctor."""
+"""The workbook's command line: python -m helpers COMMAND. Each command imports what it needs."""
 
 import argparse
 import sys
 
+from helpers import UserError
 
-def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers", description=__doc__.split(":")[0] + "."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="execute notebooks into build/, then print the claims")
-    run.add_argument(
-        "notebooks",
-        nargs="*",
-        metavar="NOTEBOOK",
-        help="02, a name or a path (default: all of them)",
-    )
-    run.add_argument(
-        "-p",
-        nargs=2,
-        action="append",
-        default=[],
-        dest="parameters",
-        metavar=("NAME", "VALUE"),
-        help="a parameter for the notebooks that have it",
-    )
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(prog="python -m helpers")
+    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name, about):
+        return commands.add_parser(name, help=about, description=about)
+
+    run = add("run", "execute notebooks into build/, then print the claims")
+    refresh = add("refresh", "execute notebooks and put the outputs into notebooks/")
+    check = add("check", "are the committed notebooks current, in order and clean?")
+    for command in (run, refresh, check):
+        command.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="02 (default: all)")
+    for command in (run, refresh):
+        about = "notebooks at a time (default: 2), each on one thread where N > 1"
+        command.add_argument("--workers", type=int, metavar="N", help=about)
+    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
+    run.add_argument("-p", action="append", default=[], help="a notebook's parameter", **pair)
     run.add_argument("-f", dest="recipe", metavar="RECIPE", help="a YAML file of parameters")
-    refresh = commands.add_parser(
-        "refresh", help="execute notebooks and put the outputs into notebooks/"
-    )
-    refresh.add_argument("notebooks", nargs="*", metavar="NOTEBOOK")
-    check = commands.add_parser(
-        "check", help="are the committed notebooks current, in order and clean?"
-    )
-    check.add_argument("notebooks", nargs="*", metavar="NOTEBOOK")
-    grid = commands.add_parser("grid", help="compute the sweeps kept in data/explorer (resumable)")
-    grid.add_argument(
-        "names",
-        nargs="*",
-        metavar="NAME",
-        help="goldilocks, steps, explorer, refusal, choosing, unlocking, backdoors (default: all)",
-    )
-    grid.add_argument("--model", help="another model than the default")
-    grid.add_argument(
-        "--prompts",
-        default="everyday",
-        metavar="SET",
-        help="another set of data/prompts (goldilocks, steps, explorer)",
-    )
-    grid.add_argument(
-        "--workers", type=int, default=2, help="processes of one thread each (default: 2)"
-    )
-    commands.add_parser("bench", help="measure speed and memory on this machine", add_help=False)
-    organism = commands.add_parser(
-        "train-organism", help="train a model organism into data/organisms/ and print its card"
-    )
-    organism.add_argument("name", metavar="NAME", help="refusal, password-cot, backdoor…")
-    commands.add_parser(
-        "doctor", help="what is right or wrong with this environment, in one screen"
-    )
-    return parser
+    run.add_argument("--model", help="another model: layers at the same depth, R measured on it")
+    sweep = add("sweep", "compute the sweeps kept in data/sweeps (resumable)")
+    sweep.add_argument("names", nargs="*", metavar="NAME", help="which (default: all of them)")
+    sweep.add_argument("--model", help="another model than the default")
+    sweep.add_argument("--prompts", default="everyday", metavar="SET", help="a set of data/prompts")
+    sweep.add_argument("--workers", type=int, default=2, help="processes of one thread (default 2)")
+    bench = add("bench", "measure speed and memory on this machine, against the published loop")
+    bench.add_argument("--model", help="another model than the default")
+    bench.add_argument("--steps", type=int, default=300, help="of the published loop (300)")
+    instead = bench.add_mutually_exclusive_group()
+    instead.add_argument("--scaling", action="store_true", help="how cost grows with size, workers")
+    instead.add_argument("--gpu", action="store_true", help="parity, a 7B shape, tokens on CUDA")
+    bench.add_argument("--out", metavar="FOLDER", help="where the record goes (default: build)")
+    train = add("train-organism", "train a model organism into data/organisms/, print its card")
+    train.add_argument("name", metavar="NAME", help="refusal, password-cot, backdoor…")
+    add("export", "the committed notebooks as web pages in build/html")
+    add("doctor", "what is right or wrong with this environment, in one screen")
+    return main
 
 
-def main(argv=None):
-    """Run one command and return its exit status: 0 all well, 1 something failed, 2 a wrong command, 130 interrupted."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(argv)
-    if rest and options.command != "bench":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if options.command == "doctor":  # works before anything is installed
-        from helpers.workbook import doctor
+def _notebooks(options) -> bool:
+    """run, refresh, check: true where something failed."""
+    from helpers.workbook import notebooks, parameters, runner
+
+    names = options.notebooks
+    if options.command == "check":
+        problems = notebooks.check(names)
+        print("\n".join(problems) or "The committed notebooks are current, in order and clean.")
+        return bool(problems)
+    if options.command == "refresh":
+        return bool(runner.refresh(names, workers=options.workers))
+    typed = {name: parameters.parse_value(value) for name, value in options.p}
+    return bool(runner.run(names, typed, options.recipe, options.model, workers=options.workers))
+
+
+def _sweep(options) -> None:
+    from helpers import studies
+
+    for name in options.names:
+        if name not in studies.names():
+            known = ", ".join(studies.names())
+            raise UserError(f"There is no sweep {name!r}; there are {known}.")
+    for name in options.names or studies.names():
+        where = studies.run(name, options.model, options.workers, options.prompts)
+        print(f"wrote {where}")
+
+
+def _command(options) -> int:
+    if options.command in ("run", "refresh", "check"):
+        return int(_notebooks(options))
+    if options.command == "doctor":
+        from helpers.workbook import doctor  # works before anything is installed
 
         return doctor.main()
+    if options.command == "export":
+        from helpers.workbook import export
+
+        print(f"wrote {export.main()}")
+        return 0
+    from helpers.models import ModelError
+
     try:
-        return _command(options, rest)
+        if options.command == "bench":
+            from helpers.workbook import bench
+
+            return bench.main(options)
+        if options.command == "train-organism":
+            from helpers.studies import organisms
+
+            return organisms.main(options.name)
+        _sweep(options)
+        return 0
+    except ModelError as error:
+        raise UserError(str(error)) from None
+
+
+def main(argv=None) -> int:
+    """Run one command. Returns 0: all well, 1: something failed, 2: not possible, 130: Ctrl-C."""
+    options = parser().parse_args(argv)
+    try:
+        return _command(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+    except ModuleNotFoundError as error:
+        advice = "python -m helpers doctor says what is missing"
+        print(f"{error.name} is not installed; {advice}.", file=sys.stderr)
     except KeyboardInterrupt:
         print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
         return 130
-    except ModuleNotFoundError as error:
-        print(
-            f"{error.name} is not installed; python -m helpers doctor says what is missing.",
-            file=sys.stderr,
-        )
-        return 2
-
-
-def _command(options, rest):
-    if options.command == "bench":
-        from helpers.workbook import bench
-
-        return bench.main(rest) or 0
-    if options.command == "train-organism":
-        from helpers.studies import organisms
-
-        return organisms.main(options.name)
-    from helpers.workbook import notebooks, runner
-
-    try:
-        if options.command == "grid":
-            from helpers.studies import (
-                anti_refusal,
-                backdoors,
-                chain_of_thought,
-                choosing,
-                goldilocks,
-            )
-
-            special = {
-                "refusal": anti_refusal.compute,
-                "choosing": choosing.compute,
-                "unlocking": chain_of_thought.compute,
-                "backdoors": backdoors.compute,
-            }
-            for name in options.names or ("goldilocks", "steps", "explorer", *special):
-                where = (
-                    special[name](options.model, workers=options.workers)
-                    if name in special
-                    else goldilocks.compute(
-                        name, options.model, options.workers, prompt_set=options.prompts
-                    )
-                )
-                print(f"wrote {where}")
-            return 0
-        if options.command == "check":
-            problems = notebooks.check(options.notebooks)
-            print("\n".join(problems) or "The committed notebooks are current, in order and clean.")
-            return bool(problems)
-        if options.command == "refresh":
-            return bool(runner.refresh(options.notebooks))
-        parameters = {name: runner.parse_value(value) for name, value in options.parameters}
-        return bool(runner.run(options.notebooks, parameters, options.recipe))
-    except notebooks.UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The workbook as a whole: run, refresh, check, export, doctor, bench, recipes."""
+"""The workbook as a whole: run, refresh, check, export, doctor, bench. Imports nothing."""

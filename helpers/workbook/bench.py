@@ -1,281 +1,320 @@
-"""Benchmarks as ratios measured in one process: `python -m helpers bench` prints them and writes build/bench.json."""
+"""Benchmarks, each a record in JSON: `python -m helpers bench` measures training against the
+published loop; `--scaling` how cost grows with each size; `--gpu` what a CUDA card does.
 
-import argparse
+For the last two, random models of one shape stand for all: cost depends on sizes, not on weights.
+"""
+
+import copy
 import json
+import multiprocessing
 import os
 import platform
+import re
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
+from pprint import pprint
 
+import numpy as np
 import torch
 import transformers
 
+from .. import UserError
 from ..ledger import build_folder, write_atomically
-from ..models.loading import load
-from ..residual import normalise
-from ..residual.span import LayerSpan
-from ..steering import steer
-from ..training.optimisers import random_vectors, train, value, value_and_grad
+from ..models import DEFAULT, LanguageModel, byte_tokenizer, load
+from ..residual import LayerSpan
+from ..steering import SteeringVectors, steer
+from ..training import normalise, train, value, value_and_grad
 
-SOURCE, TARGET, RADIUS, LAST = 7, 21, 10.0, 3
-QUESTION = "How do I bake bread?"  # with the default model's chat template: 36 tokens
-
-
-def published_loop(
-    lm, prompt, source, target, radius, steps, lr=1e-3, last=LAST, seed=0, enough=None
-):
-    """The published procedure as its authors run it: one vector, each step through tokenizer, whole network and LM head.
-
-    Returns the objective before each step (p = 2, q = 1), the last vector and the seconds taken; `enough` stops early.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    theta = torch.nn.Parameter(
-        (radius * normalise(torch.randn(1, lm.d_model, generator=generator)))[0].to(lm.device)
-    )
-    store = {}
-    blocks = lm.blocks
-    handles = [
-        blocks[target].register_forward_hook(
-            lambda m, a, out: store.update(out=out[0] if isinstance(out, tuple) else out)
-        )
-    ]
-
-    def run():
-        lm.model(**lm.encode(prompt), use_cache=False)
-        return store["out"][0, -last:]
-
-    try:
-        with torch.no_grad():
-            clean = run()
-        handles.append(
-            blocks[source].register_forward_hook(
-                lambda m, a, out: (
-                    (out[0] + theta, *out[1:]) if isinstance(out, tuple) else out + theta
-                )
-            )
-        )
-        optimiser = torch.optim.AdamW(
-            [theta], lr=lr, betas=(0.9, 0.98), weight_decay=0.0, amsgrad=True
-        )
-        seen, start = [], time.perf_counter()
-        for _ in range(steps):
-            optimiser.zero_grad()
-            loss = -(run() - clean).norm(dim=-1).pow(2).sum()
-            loss.backward()
-            seen.append(-loss.item())
-            if enough is not None and seen[-1] >= enough:
-                break
-            with torch.no_grad():
-                theta.grad -= theta.grad.dot(theta) * theta / radius**2
-                optimiser.step()
-                theta.copy_(radius * theta / theta.norm())
-        return seen, theta.detach(), time.perf_counter() - start
-    finally:
-        for handle in handles:
-            handle.remove()
+RADIUS = 10.0
+LAST = slice(-3, None)  # the target positions
+QUESTION = "How do I bake bread?"
+SIZES = dict(vectors=8, tokens=32, distance=6, steps=2, depth=12, width=384)
+AXES = {  # one grows, the others stay as in SIZES
+    "vectors": (4, 8, 16, 32, 64),
+    "tokens": (16, 32, 64, 128, 256),
+    "distance": (2, 4, 8, 16),  # blocks from source to target
+    "steps": (1, 2, 4, 8),
+    "depth": (8, 16, 32),  # half of it between the layers
+    "width": (96, 192, 384, 768),
+}
+WORKER = dict(vectors=8, tokens=36, distance=14, steps=2, depth=30, width=576)  # the default model
+SEVEN_B = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28)  # Qwen2.5-7B's
+SEVEN_B |= dict(num_attention_heads=28, num_key_value_heads=4)
 
 
-def matrix_products(span, n):
-    """The matrix products of one gradient step for n vectors and nothing else: forward, and backward to the inputs."""
-    tokens, blocks = (
-        n * span.n_prompts * span.n_tokens,
-        [span.lm.blocks[k] for k in range(span.first, max(span.target_layers) + 1)],
-    )
-    config = span.lm.model.config.get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or span.lm.d_model // heads
-    shapes = [m.weight for b in blocks for m in b.modules() if isinstance(m, torch.nn.Linear)]
-    inputs = {
-        w.shape: (torch.randn(tokens, w.shape[1]), torch.randn(tokens, w.shape[0])) for w in shapes
-    }
-    q, s = (
-        torch.randn(n * span.n_prompts * heads, span.n_tokens, width),
-        torch.randn(n * span.n_prompts * heads, span.n_tokens, span.n_tokens),
-    )
-
-    def run():
-        for w in shapes:
-            x, y = inputs[w.shape]
-            x @ w.T, y @ w
-        for _ in blocks:  # QKᵀ and PV; then dP, dV, dQ, dK
-            q @ q.mT, s @ q, q @ q.mT, s.mT @ q, s @ q, s.mT @ q
-
-    return run
+def seconds(*runs, repeats=5) -> list[float]:
+    """Median seconds of each callable, after a round that warms up; they take turns, so that a
+    noisy machine is noisy to all."""
+    rounds = []
+    for _ in range(repeats + 1):
+        rounds.append([timed(run)[1] for run in runs])
+    return [statistics.median(times) for times in zip(*rounds[1:])]
 
 
-def seconds(*runs, repeats=5):
-    """Median seconds of each callable, taken in turn so that a noisy machine is noisy to all."""
-    times = [[] for _ in runs]
-    for i in range(repeats + 1):
-        for run, taken in zip(runs, times):
-            start = time.perf_counter()
-            run()
-            if i:  # the first round warms up
-                taken.append(time.perf_counter() - start)
-    return [statistics.median(t) for t in times]
+def timed(run) -> tuple:
+    """What `run()` returns, and its seconds."""
+    start = time.perf_counter()
+    result = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
 
 
-def bench_training(lm, steps=300, n_vectors=8):
-    """Time per vector to reach what the published procedure has after `steps` steps, and the cost of a step in matrix products."""
-    prompt = lm.chat_prompt(QUESTION)
-    span = LayerSpan(lm, prompt, SOURCE, TARGET, slice(-LAST, None))
-    seen, theta, published = published_loop(lm, prompt, SOURCE, TARGET, RADIUS, steps)
-    goal = value(span, theta[None]).item()
-    tuned, _, tuned_seconds = published_loop(
-        lm, prompt, SOURCE, TARGET, RADIUS, steps, lr=RADIUS / 100, enough=goal
-    )
-    out = {
-        "prompt_tokens": span.n_tokens,
-        "published_steps": steps,
-        "published_objective": goal,
-        "published_seconds_per_vector": published,
-        "tuned_adam_steps": len(tuned),
-        "tuned_adam_seconds_per_vector": tuned_seconds,
-        "tuned_adam_reached": tuned[-1] >= goal,
-    }
-    for name, orthogonal in (("free", False), ("orthogonal", True)):
-        history = train(
-            span, RADIUS, n_vectors, steps=12, orthogonal=orthogonal, progress=False
-        ).objective.mean(1)
-        reached = next((i + 1 for i, v in enumerate(history.tolist()) if v >= goal), None)
-        start = time.perf_counter()
-        if reached:
-            train(span, RADIUS, n_vectors, steps=reached, orthogonal=orthogonal, progress=False)
-        taken = (time.perf_counter() - start) / n_vectors
-        out |= {
-            f"power_{name}_steps": reached,
-            f"power_{name}_seconds_per_vector": taken,
-            f"power_{name}_times_faster": published / taken if reached else None,
-            f"power_{name}_times_faster_than_tuned_adam": tuned_seconds / taken
-            if reached
-            else None,
-        }
-    vectors = random_vectors(span, RADIUS, n_vectors).tensor.to(lm.device)
-    step, products = seconds(
-        lambda: value_and_grad(span, vectors), matrix_products(span, n_vectors)
-    )
-    (one,) = seconds(lambda: value_and_grad(span, vectors[:1]))
-    return out | {
-        "step_ms_per_vector": 1000 * step / n_vectors,
-        "step_ms_alone": 1000 * one,
-        "step_over_matrix_products": step / products,
-    }
+def flops(run) -> int:
+    """Floating-point operations of the matrix products of `run()`, as PyTorch counts them: those of
+    attention on CUDA alone."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
-def bench_generation(lm, batch=32, max_new_tokens=48):
-    """Steered tokens per second in a batch against one at a time (greedy, every row to its full length)."""
-    prompt = lm.chat_prompt(QUESTION)
-    vectors = random_vectors(LayerSpan(lm, prompt, SOURCE, TARGET), RADIUS, batch)
-    length = {
-        "max_new_tokens": max_new_tokens,
-        "min_new_tokens": max_new_tokens,
-        "do_sample": False,
-    }
+def peak_bytes(run) -> int:
+    """The most memory that `run()` holds at once in tensors on the CPU, as the allocator tells."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it tells whenever it starts and stops
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+        run()
+    events = sorted(profile.events(), key=lambda event: event.time_range.end)
+    return max(accumulate(event.self_cpu_memory_usage for event in events), default=0)
 
-    def generate(n):
-        with steer(lm, vectors[:n]):
-            lm.model.generate(**lm.encode([prompt] * n), **length)
 
-    many, one = seconds(lambda: generate(batch), lambda: generate(1), repeats=3)
+def machine() -> dict:
+    """What a measurement was made with: processor and card, threads, versions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    name = re.search(r"model name\s*: (.+)", text)
     return {
-        "batch": batch,
-        "tokens_per_second_one": max_new_tokens / one,
-        "tokens_per_second_batch": batch * max_new_tokens / many,
-        "batch_over_one": batch * one / many,
-    }
-
-
-def peak_memory_gb() -> float | None:
-    """Peak resident memory of this process in GB; None where the system does not tell (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-def machine(device="cpu") -> dict:
-    """What a measurement was made with: processor or card, threads, versions."""
-    name, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        name = next(
-            (
-                line.split(":")[1].strip()
-                for line in cpuinfo.read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            name,
-        )
-    found = {
-        "processor": name,
+        "processor": name.group(1) if name else platform.processor() or platform.machine(),
+        "card": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    if torch.device(device).type == "cuda":
-        card = torch.cuda.get_device_properties(device)
-        found |= {
-            "card": card.name,
-            "card_gb": round(card.total_memory / 1e9, 1),
-            "cuda": torch.version.cuda,
-        }
-    return found
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m helpers bench", description=__doc__)
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=300,
-        help="steps of the published procedure (300, as published)",
-    )
-    parser.add_argument("--model", default=None)
-    parser.add_argument(
-        "--scaling",
-        action="store_true",
-        help="instead: how time and memory grow with each size, and with workers",
-    )
-    parser.add_argument(
-        "--gpu",
-        action="store_true",
-        help="instead: parity with the CPU, a 7B-shaped model, batched generation on CUDA",
-    )
-    parser.add_argument(
-        "--out",
-        default=build_folder(),
-        help="folder for what --scaling and --gpu write (default: build)",
-    )
-    args = parser.parse_args(argv)
-    if args.scaling:
-        from . import scaling
+def random_model(config, device="cpu", dtype=torch.float32) -> LanguageModel:
+    """A model of a transformers config, its random weights made on the device; it reads bytes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        with torch.device(device):
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return LanguageModel(f"random-{config.model_type}", model, byte_tokenizer(), "random 0")
 
-        return scaling.main(args.out)
-    if args.gpu:
-        from . import gpu
 
-        return gpu.main(args.out)
+def unit_vectors(lm, n) -> torch.Tensor:
+    """Random ones, [n, d_model]."""
+    return normalise(torch.randn(n, lm.d_model, generator=torch.Generator().manual_seed(0)))
+
+
+def published_loop(lm, prompt, source, target, radius, steps, lr=1e-3, enough=None):
+    """The published procedure as its authors run it: one vector, each step through tokenizer, whole
+    network and LM head. Returns the objective before each step (p = 2, q = 1) and the last vector
+    [d_model]; stops once the objective is `enough`."""
+    start = unit_vectors(lm, 1)[0]
+    theta = torch.nn.Parameter(radius * start.to(lm.device))
+    store = {}
+
+    def keep(module, inputs, out):
+        store["out"] = out[0] if isinstance(out, tuple) else out
+
+    def add(module, inputs, out):
+        return (out[0] + theta, *out[1:]) if isinstance(out, tuple) else out + theta
+
+    def run():
+        lm.model(**lm.encode(prompt), use_cache=False)
+        return store["out"][0, LAST]  # [n_positions, d_model]
+
+    optimiser = torch.optim.AdamW([theta], lr=lr, betas=(0.9, 0.98), weight_decay=0, amsgrad=True)
+    handles = [lm.blocks[target].register_forward_hook(keep)]
+    seen = []
+    try:
+        with torch.no_grad():
+            clean = run()
+        handles.append(lm.blocks[source].register_forward_hook(add))
+        while len(seen) < steps and not (enough and seen and seen[-1] >= enough):
+            optimiser.zero_grad()
+            loss = -(run() - clean).norm(dim=-1).pow(2).sum()
+            loss.backward()
+            seen.append(-loss.item())
+            with torch.no_grad():
+                theta.grad -= theta.grad.dot(theta) * theta / radius**2
+                optimiser.step()
+                theta.copy_(radius * theta / theta.norm())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen, theta.detach()
+
+
+def against_published(lm, steps=300, n_vectors=8, source=7, target=21) -> dict:
+    """Seconds per vector to what the published loop reaches in `steps` steps: that loop, the same
+    with a learning rate of R/100, and power iteration."""
+    prompt = lm.chat_prompt(QUESTION)
+    span = LayerSpan(lm, prompt, source, target, target_positions=LAST)
+    loop = partial(published_loop, lm, prompt, source, target, RADIUS, steps)
+    power = partial(train, span, RADIUS, n_vectors, progress=False)
+    (_, theta), published = timed(loop)
+    goal = value(span, theta[None]).item()
+    (seen, _), tuned = timed(partial(loop, lr=RADIUS / 100, enough=goal))
+    short_of = power(steps=12).objective.mean(1) < goal  # [steps + 1]
+    found = {"objective": goal, "published_steps": steps, "published_seconds": published}
+    found |= {"tuned_steps": len(seen), "tuned_seconds": tuned, "tuned_reached": seen[-1] >= goal}
+    found |= {"power_reached": not short_of.all(), "power_steps": int(short_of.sum()) or 1}
+    _, taken = timed(partial(power, steps=found["power_steps"]))
+    return found | {"power_seconds": taken / n_vectors, "faster": published * n_vectors / taken}
+
+
+def generation(lm, batches, source=7, max_new_tokens=48) -> list[dict]:
+    """Tokens per second, a vector for each row, every row to its full length, greedy."""
+    vectors = SteeringVectors(unit_vectors(lm, max(batches)), source)
+    length = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens}
+
+    def run(batch):
+        encoded = lm.encode([lm.chat_prompt(QUESTION)] * batch)
+        with steer(lm, vectors[:batch], coeff=RADIUS), torch.no_grad():
+            lm.model.generate(**encoded, **length, do_sample=False)
+
+    taken = seconds(*(partial(run, batch) for batch in batches), repeats=2)
+    tokens = [batch * max_new_tokens for batch in batches]
+    return [{"batch": b, "tokens_per_second": n / t} for b, n, t in zip(batches, tokens, taken)]
+
+
+def span_of(sizes):
+    """A span of `distance` blocks in the middle of a random Llama, over one prompt of `tokens`
+    tokens; heads are 32 wide, three share their keys, so `width` is a multiple of 96."""
+    width, depth = sizes["width"], sizes["depth"]
+    config = transformers.LlamaConfig(
+        hidden_size=width,
+        intermediate_size=8 * width // 3,
+        num_hidden_layers=depth,
+        vocab_size=259,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 96,
+    )
+    source = (depth - sizes["distance"]) // 2
+    target = source + sizes["distance"]
+    return LayerSpan(random_model(config), "a" * sizes["tokens"], source, target, LAST)
+
+
+def exponent(sizes, values) -> float:
+    """The slope of a line through (log size, log value): 1 is in proportion, 0 is constant."""
+    return float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-12)), 1)[0])
+
+
+def grow(axis, values, base=SIZES, repeats=3) -> dict:
+    """Time and arithmetic of training, and memory of a gradient step with all vectors in one chunk,
+    along one axis; each with its exponent."""
+    runs, steps = [], []
+    for size in values:
+        sizes = {**base, axis: size}
+        if axis == "depth":
+            sizes["distance"] = size // 2
+        if axis == "distance":
+            sizes["depth"] = max(values) + 2
+        span, n_vectors = span_of(sizes), sizes["vectors"]
+        runs.append(partial(train, span, 5.0, n_vectors, steps=sizes["steps"], progress=False))
+        whole = copy.copy(span)
+        whole.chunk = n_vectors
+        steps.append(partial(value_and_grad, whole, torch.randn(n_vectors, sizes["width"])))
+    found = {
+        "time": seconds(*runs, repeats=repeats),
+        "memory": [peak_bytes(step) for step in steps],
+        "arithmetic": [flops(run) for run in runs],
+    }
+    exponents = {name: round(exponent(values, found[name]), 3) for name in found}
+    return {"sizes": list(values), **found, "exponents": exponents}
+
+
+def _warm(barrier, sizes):
+    torch.set_num_threads(1)
+    _cell(0, sizes)
+    barrier.wait(300)
+
+
+def _cell(seed, sizes):
+    train(span_of(sizes), 5.0, sizes["vectors"], steps=sizes["steps"], seed=seed, progress=False)
+
+
+def with_workers(count, n_cells=8, sizes=WORKER) -> float:
+    """Trainings per second on `count` processes of one thread each that are warm."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(count + 1)
+    with ProcessPoolExecutor(count, context, _warm, (barrier, sizes)) as pool:
+        done = [pool.submit(_cell, seed, sizes) for seed in range(n_cells)]
+        barrier.wait(300)
+        start = time.perf_counter()
+        for one in done:
+            one.result()
+    return n_cells / (time.perf_counter() - start)
+
+
+def scaling(axes=AXES, base=SIZES, repeats=3, counts=(1, 2), **workers) -> dict:
+    """The record of `--scaling`."""
+    grown = {axis: grow(axis, values, base, repeats) for axis, values in axes.items()}
+    return {"axes": grown, "workers": {n: with_workers(n, **workers) for n in counts}}
+
+
+def parity(model=DEFAULT, device="cuda", source=7, target=21, n_vectors=4, steps=5) -> dict:
+    """How nearly the card learns the CPU's vectors, in float32 from one seed."""
+    found = []
+    for where in ("cpu", device):
+        lm = load(model, device=where, dtype="float32")
+        span = LayerSpan(lm, lm.chat_prompt(QUESTION), source, target, target_positions=LAST)
+        found.append(train(span, RADIUS, n_vectors, steps=steps, progress=False))
+    cpu, card = found
+    cosines = torch.cosine_similarity(cpu.vectors.tensor, card.vectors.tensor)
+    off = (card.best.cpu() / cpu.best.cpu() - 1).abs()
+    return {"lowest_cosine": cosines.min().item(), "objective_off_by": off.max().item()}
+
+
+def many_vectors(lm, source=10, target=19, n_vectors=512, steps=10) -> dict:
+    """Seconds to train the vectors over 40 tokens (after a step that warms up), and the rate."""
+    span = LayerSpan(lm, "a" * 40, source, target, target_positions=LAST)
+    two = torch.randn(2, lm.d_model).to(lm.device)
+    a_step, an_end = flops(lambda: value_and_grad(span, two)), flops(lambda: value(span, two))
+    power = partial(train, span, RADIUS, n_vectors, progress=False)
+    power(steps=1)
+    _, taken = timed(partial(power, steps=steps))
+    tflops = n_vectors / 2 * (steps * a_step + an_end) / 1e12
+    sizes = {"vectors": n_vectors, "steps": steps, "chunk": span.chunk}
+    return {**sizes, "seconds": taken, "tflops_per_second": tflops / taken}
+
+
+def on_card() -> dict:
+    """The record of `--gpu`."""
+    found = {"parity": parity()}
+    lm = random_model(transformers.Qwen2Config(**SEVEN_B), "cuda", torch.bfloat16)
+    batches = (1, 8, 32, 128, 512)
+    return {**found, "training": many_vectors(lm), "generation": generation(lm, batches)}
+
+
+def main(options) -> int:
+    """Measure, print, and write the record into the folder `options.out`."""
+    if options.gpu and not torch.cuda.is_available():
+        raise UserError("There is no CUDA device here: nothing was measured.")
     start = time.perf_counter()
-    lm = load(args.model) if args.model else load()
-    result = {"model": lm.name, "load_seconds": time.perf_counter() - start}
-    result["machine"] = machine()
-    result["training"] = bench_training(lm, args.steps)
-    result["generation"] = bench_generation(lm)
-    result["peak_memory_gb"] = peak_memory_gb()
-    for part in ("training", "generation"):
-        print(part)
-        for key, number in result[part].items():
-            print(
-                f"  {key:46s} {number:,.3f}"
-                if isinstance(number, float)
-                else f"  {key:46s} {number}"
-            )
-    write_atomically(Path("build/bench.json"), json.dumps(result, indent=1))
-    print(
-        f"peak memory {result['peak_memory_gb'] or float('nan'):.2f} GB; written to build/bench.json"
-    )
+    asked = [f"--{name}" for name in ("scaling", "gpu") if getattr(options, name)]
+    record = {"command": " ".join(["python -m helpers bench", *asked]), "machine": machine()}
+    if options.scaling:
+        record |= scaling()
+    elif options.gpu:
+        record |= on_card()
+    else:
+        lm = load(options.model or DEFAULT)
+        record["model"] = lm.name
+        record["training"] = against_published(lm, options.steps)
+        record["generation"] = generation(lm, (1, 32))
+    record["seconds"] = round(time.perf_counter() - start)
+    pprint(record, width=100, compact=True, sort_dicts=False)
+    path = Path(options.out or build_folder()) / f"{asked[0][2:] if asked else 'bench'}.json"
+    write_atomically(path, json.dumps(record, indent=1) + "\n")
+    print(f"written to {path}")
     return 0

@@ -1,7 +1,9 @@
-"""`make html`: the committed notebooks as web pages in build/html, with an index. Nothing is executed, no model is needed.
+"""`make html`: the committed notebooks as web pages in build/html, with an index. Nothing is
+executed.
 
-Committed notebooks hold no widgets. A cell tagged with a name of WIDGETS gets its own back, made here from the computed sweep and
-linked in the browser, so that it works without a kernel; the page then asks for ipywidgets' public JavaScript.
+Committed notebooks hold no widgets. A cell tagged with a name of WIDGETS gets its own back, made
+here from the stored sweep and linked in the browser, so that it works without a kernel; the page
+then asks for ipywidgets' public JavaScript.
 """
 
 import html
@@ -17,16 +19,19 @@ from ..studies import store
 from .notebooks import WIDGET_STATE, WIDGET_VIEW, read, resolve, tagged
 
 WIDGETS = {
-    "radius-slider": lambda folder=None: explorer.radius_slider(
-        store.read("goldilocks", folder=folder, parts="AB")
-    )
+    "radius-slider": lambda folder: explorer.radius_slider(store.read("goldilocks", folder=folder))
 }
 TITLE = "Unsupervised steering vectors: a workbook"
-STYLE = "body{font:17px/1.5 system-ui,sans-serif;max-width:46em;margin:2em auto} li{margin:.7em 0} small{color:#555}"
+HEAD = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{TITLE}</title>
+<style>body{{font:17px/1.5 system-ui,sans-serif;max-width:46em;margin:2em auto}}
+li{{margin:.7em 0}} small{{color:#555}}</style><h1>{TITLE}</h1>"""
+FOOT = """<p><small>Exported without a kernel: all stands as committed; the slider of the radius
+figure works (its page fetches the public JavaScript of ipywidgets).</small></p></html>"""
 
 
 def with_widgets(nb, folder=None):
-    """The notebook with the widgets of its tagged cells as outputs, and their state in its metadata. `folder`: of the sweeps."""
+    """The notebook with the widgets of its tagged cells as outputs, and their state in its
+    metadata. `folder`: of the sweeps."""
     state = {}
     for tag, make in WIDGETS.items():
         for cell in tagged(nb, tag):
@@ -35,32 +40,21 @@ def with_widgets(nb, folder=None):
             view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
             cell.outputs.append(nbformat.v4.new_output("display_data", {WIDGET_VIEW: view}))
     if state:
-        nb.metadata["widgets"] = {
-            WIDGET_STATE: {"version_major": 2, "version_minor": 0, "state": state}
-        }
-    return nb
-
-
-def with_alt_texts(nb):
-    """The notebook with its pictures as HTML, which keeps the alt texts that nbconvert's own template drops."""
-    for output in (output for cell in nb.cells for output in cell.get("outputs", [])):
-        about = output.get("metadata", {}).get("image/png", {})
-        if "alt" in about:
-            output["data"] = {
-                "text/html": f'<img alt="{html.escape(about["alt"])}" width="{about.get("width", "")}" '
-                f'src="data:image/png;base64,{output["data"]["image/png"]}">'
-            }
+        widgets = {"version_major": 2, "version_minor": 0, "state": state}
+        nb.metadata["widgets"] = {WIDGET_STATE: widgets}
     return nb
 
 
 def page(path, folder=None) -> str:
     """One notebook as HTML."""
     exporter = HTMLExporter(
-        html_manager_semver_range="^1.0.0", exclude_input_prompt=True, exclude_output_prompt=True
+        template_name="classic",  # it keeps the pictures' alt texts
+        html_manager_semver_range="^1.0.0",
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
     )
-    return exporter.from_notebook_node(
-        with_alt_texts(with_widgets(read(path), folder)), {"metadata": {"name": path.stem}}
-    )[0]
+    nb = with_widgets(read(path), folder)
+    return exporter.from_notebook_node(nb, {"metadata": {"name": path.stem}})[0]
 
 
 def index(paths) -> str:
@@ -68,17 +62,11 @@ def index(paths) -> str:
     items = []
     for path in paths:
         text = read(path).cells[0].source
-        question = re.search(r"\*\*Question\.\*\*\s*(.+)", text)
-        question = re.sub(r"[*`]", "", question.group(1)) if question else ""
         title = html.escape(text.splitlines()[0].lstrip("# "))
-        items.append(
-            f'<li><a href="{path.stem}.html">{title}</a><br><small>{html.escape(question)}</small></li>'
-        )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{TITLE}</title><style>{STYLE}</style>'
-        f"<h1>{TITLE}</h1><ul>{''.join(items)}</ul><p><small>Exported without a kernel: all stands as committed; "
-        "the slider of the radius figure works (its page fetches the public JavaScript of ipywidgets).</small></p></html>\n"
-    )
+        question = re.search(r"\*\*Question\.\*\*\s*(.+)", text)
+        asked = html.escape(re.sub(r"[*`]", "", question.group(1))) if question else ""
+        items.append(f'<li><a href="{path.stem}.html">{title}</a><br><small>{asked}</small></li>')
+    return f"{HEAD}<ul>{''.join(items)}</ul>{FOOT}"
 
 
 def main(build=None, folder=None):
@@ -88,7 +76,3 @@ def main(build=None, folder=None):
         ledger.write_atomically(target / f"{path.stem}.html", page(path, folder))
     ledger.write_atomically(target / "index.html", index(paths))
     return target / "index.html"
-
-
-if __name__ == "__main__":
-    print(f"wrote {main()}")

@@ -1,4 +1,5 @@
-"""Notebook files: find and read them, know their parameters, clean them for committing, and say what is wrong with them."""
+"""Notebook files: find and read them, know their parameters, clean them for committing, and say
+what is wrong with them."""
 
 import ast
 import base64
@@ -12,20 +13,17 @@ import nbformat
 from .. import ROOT, UserError
 from ..figures.render import PANEL_ERROR
 
-WIDGET_STATE, WIDGET_VIEW = (
-    "application/vnd.jupyter.widget-state+json",
-    "application/vnd.jupyter.widget-view+json",
-)
-
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 MACHINE_PATH = r"(?:/home/\w|/Users/\w|/root/|/tmp/\w|[A-Za-z]:\\Users\\)"
-PICTURE = (
-    ROOT / "notebooks" / "first_look.png"
-)  # the README's figure, made by the cell tagged "readme-figure"
-MAX_BYTES, MAX_LINES = 1_000_000, 25
+PICTURE = ROOT / "notebooks" / "first_look.png"  # the README's, of the cell tagged "readme-figure"
+MAX_BYTES = 1_000_000
+MAX_LINES = 25
 
 
-def resolve(names=None):
-    """Paths of notebooks given as "02", "02_training_one_vector" or a path; all of notebooks/ in reading order by default."""
+def resolve(names=None) -> list[Path]:
+    """Paths of notebooks given as "02", "02_training_one_vector" or a path; by default all of
+    notebooks/ in reading order."""
     folder = ROOT / "notebooks"
     everything = [*sorted(folder.glob("[0-9]*_*.ipynb")), *folder.glob("explorer.ipynb")]
     if not names and not everything:
@@ -36,35 +34,32 @@ def resolve(names=None):
         if not matches and name.endswith(".ipynb") and Path(name).is_file():
             matches = [Path(name).resolve()]
         if not matches:
-            raise UserError(
-                f"There is no notebook {name!r}; there are {', '.join(path.stem for path in everything)}."
-            )
+            known = ", ".join(path.stem for path in everything)
+            raise UserError(f"There is no notebook {name!r}; there are {known}.")
         paths += [path for path in matches if path not in paths]
     return paths
 
 
 def read(path):
-    """A notebook as nbformat reads it, with the metadata that papermill insists on. UserError where it is not a notebook."""
+    """A notebook as nbformat reads it, with the metadata that papermill insists on. UserError where
+    it is not a notebook."""
     try:
         nb = nbformat.read(path, as_version=4)
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a notebook: {str(error).splitlines()[0]}") from None
-    nb.metadata["kernelspec"] = {
-        "display_name": "Python 3",
-        "language": "python",
-        "name": "python3",
-    }
-    nb.metadata["language_info"] = {"name": "python"}
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    nb.metadata.update(kernelspec=kernel, language_info={"name": "python"})
     return nb
 
 
-def tagged(nb, tag):
+def tagged(nb, tag) -> list:
     """The cells that carry `tag`, in order."""
     return [cell for cell in nb.cells if tag in cell.metadata.get("tags", [])]
 
 
-def parameters_of(nb):
-    """Names and values of the parameters cell. UserError unless there is one such cell, of nothing but NAME = literal."""
+def parameters_of(nb) -> dict:
+    """Names and values of the parameters cell. UserError unless there is one such cell, of nothing
+    but NAME = literal."""
     cells = tagged(nb, "parameters")
     if len(cells) != 1:
         raise UserError(f"it has {len(cells)} cells tagged 'parameters', where one is needed")
@@ -74,40 +69,34 @@ def parameters_of(nb):
             (target,) = node.targets
             found[target.id] = ast.literal_eval(node.value)
         except (AttributeError, ValueError):
-            raise UserError(
-                f"its parameters cell holds {ast.unparse(node)!r}, which is not NAME = literal"
-            ) from None
+            wrong = f"{ast.unparse(node)!r}, which is not NAME = literal"
+            raise UserError(f"its parameters cell holds {wrong}") from None
     return found
 
 
-def source_hash(nb, kinds=("code",)):
-    """A hash of the cells' sources and tags, outputs aside. Of code alone by default: mending prose makes no output stale."""
-    cells = [
-        (cell.cell_type, cell.source, sorted(cell.metadata.get("tags", [])))
-        for cell in nb.cells
-        if cell.cell_type in kinds
-    ]
-    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()
+def source_hash(nb, kinds=("code",)) -> str:
+    """A hash of the cells' sources and tags, outputs aside. Of code alone by default: mending prose
+    makes no output stale."""
+    found = []
+    for cell in nb.cells:
+        if cell.cell_type in kinds:
+            tags = sorted(cell.metadata.get("tags", []))
+            found.append((cell.cell_type, cell.source, tags))
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def widget_errors(nb):
-    """Errors that ipywidgets callbacks swallowed: they show only in the state of Output widgets, or in a panel, and no tool fails
-    on them."""
-    models = [
-        model.get("state", {})
-        for model in nb.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {}).values()
-    ]
-    outputs = [output for state in models for output in state.get("outputs", ())]
-    panels = [
-        re.sub(r"<[^>]*>", "", state["value"])
-        for state in models
-        if PANEL_ERROR in str(state.get("value", ""))
-    ]
-    return [
-        f"{output['ename']}: {output['evalue']}"
-        for output in outputs
-        if output.get("output_type") == "error"
-    ] + panels
+def widget_errors(nb) -> list[str]:
+    """Errors that ipywidgets' callbacks swallowed: they show in the state of an Output widget, or
+    in a panel, and no tool fails on them."""
+    found = []
+    for model in nb.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {}).values():
+        state = model.get("state", {})
+        for output in state.get("outputs", ()):
+            if output.get("output_type") == "error":
+                found.append(f"{output['ename']}: {output['evalue']}")
+        if PANEL_ERROR in str(state.get("value", "")):
+            found.append(re.sub(r"<[^>]*>", "", state["value"]))
+    return found
 
 
 def _without_paths(text):
@@ -116,13 +105,14 @@ def _without_paths(text):
     return text
 
 
-def _clean_output(output):
-    """An output as it is committed: without widget views (their state is not committed) and machine paths; None to drop it."""
+def _clean(output):
+    """An output as it is committed, without machine paths and widget views (their state is not
+    committed); None where only the view's "VBox(children=…" would be left."""
     if "text" in output:
         output["text"] = _without_paths(output["text"])
     data = output.get("data", {})
     if data.pop(WIDGET_VIEW, None) is not None and set(data) <= {"text/plain"}:
-        return None  # only "VBox(children=…" would be left
+        return None
     for kind, value in data.items():
         if isinstance(value, str) and kind.startswith("text/"):
             data[kind] = _without_paths(value)
@@ -130,45 +120,47 @@ def _clean_output(output):
 
 
 def committed(nb, executed):
-    """`nb` as it is committed: its own cells and tags, the outputs of its execution, no widget state, times or machine paths."""
+    """`nb` as it is committed: its own cells and tags, the outputs of its execution, no widget
+    state, times or machine paths."""
     for cell, done in zip(nb.cells, executed.cells, strict=True):
         for name in ("papermill", "execution", "ExecuteTime"):
             cell.metadata.pop(name, None)
         if cell.cell_type == "code":
-            cell.outputs = [kept for output in done.outputs if (kept := _clean_output(output))]
+            cell.outputs = [kept for output in done.outputs if (kept := _clean(output))]
             cell.execution_count = done.execution_count
     kept = {name: nb.metadata[name] for name in ("kernelspec", "language_info")}
     nb.metadata = nbformat.from_dict({**kept, "workbook": {"source_hash": source_hash(nb)}})
     return nb
 
 
-def picture(nb):
-    """The PNG bytes shown by the cell tagged "readme-figure", or None."""
-    outputs = [output for cell in tagged(nb, "readme-figure") for output in cell.outputs]
-    found = [
-        output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})
-    ]
-    return base64.b64decode(found[0]) if found else None
+def picture(nb) -> bytes | None:
+    """The PNG shown by the cell tagged "readme-figure", if there is one."""
+    for cell in tagged(nb, "readme-figure"):
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                return base64.b64decode(output["data"]["image/png"])
+    return None
 
 
-def check(notebooks=None):
-    """Problems of the committed notebooks, one sentence each: are they current, executed in order, and clean?"""
+def check(notebooks=None) -> list[str]:
+    """Problems of the committed notebooks, one sentence each: are they current, executed in order,
+    and clean?"""
     return [f"{path.name}: {problem}" for path in resolve(notebooks) for problem in _problems(path)]
 
 
 def _problems(path):
     nb = read(path)
+    again = "python -m helpers refresh"
     if nb.metadata.get("workbook", {}).get("source_hash") != source_hash(nb):
-        yield "its outputs are not those of its present source; python -m helpers refresh brings them up to date."
+        yield f"its outputs are not those of its present source; {again} brings them up to date."
     code = [cell for cell in nb.cells if cell.cell_type == "code" and cell.source.strip()]
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
         yield "its cells were not executed once each from top to bottom."
-    if {"widgets", "papermill"} & set(nb.metadata) or any(
-        {"papermill", "execution"} & set(cell.metadata) for cell in nb.cells
-    ):
+    traces = set().union(*(cell.metadata for cell in nb.cells)) & {"papermill", "execution"}
+    if traces or {"widgets", "papermill"} & set(nb.metadata):
         yield "its metadata holds widget state or traces of an execution."
     if (shown := picture(nb)) and not (PICTURE.exists() and PICTURE.read_bytes() == shown):
-        yield f"its figure is not the README's, {PICTURE.name}; python -m helpers refresh writes it."
+        yield f"its figure is not the README's, {PICTURE.name}; {again} writes it."
     if path.stat().st_size > MAX_BYTES:
         yield f"it has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}."
     try:
@@ -186,15 +178,14 @@ def _cell_problems(cell):
     texts = [cell.source]
     for output in cell.get("outputs", []):
         data = output.get("data", {})
-        texts += [output.get("text", "")] + [
-            str(value) for kind, value in data.items() if not kind.startswith("image/p")
-        ]
+        texts.append(output.get("text", ""))
+        texts += [str(value) for kind, value in data.items() if not kind.startswith("image/p")]
         if output.output_type == "error":
             yield f"shows an error: {output.ename}."
         if output.get("name") == "stderr":
             yield f"writes to stderr: {output.text.strip()[:80]!r}."
         if WIDGET_VIEW in data:
             yield "shows a widget whose state is not committed."
-    found = re.search(f"(?:{re.escape(str(ROOT))}|{MACHINE_PATH})[^\\s\"'<]*", "\n".join(texts))
-    if found:
+    machine = rf"(?:{re.escape(str(ROOT))}|{MACHINE_PATH})[^\s\"'<]*"
+    if found := re.search(machine, "\n".join(texts)):
         yield f"names a path of this machine: {found.group()!r}."

@@ -1,0 +1,86 @@
+"""One notebook in a process of its own: the runner starts it, with the environment that its kernel
+is to have.
+
+python -m helpers.workbook.executing        # reads its job, one line of JSON, from standard input
+
+It exits with 0, or says on stderr what went wrong. It stops, and its kernel with it, when standard
+input closes: the runner was interrupted, or is gone.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+
+import papermill
+from nbclient.output_widget import OutputWidget
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import Engine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
+
+from .notebooks import read, widget_errors
+
+
+class SilentOutput(OutputWidget):
+    """An Output widget that keeps its content on this side.
+
+    While it waits for a cell's reply, nbclient sends that content back to the kernel on the same
+    socket, and may then never notice the reply (its issue 312; about one such cell in twenty on a
+    busy machine).
+    """
+
+    def sync_state(self) -> None:
+        pass
+
+
+class WorkbookEngine(Engine):
+    """Papermill's own engine, with such Output widgets and without the kernel's chatter."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, execution_timeout, **_):
+        settings = {"timeout": execution_timeout, "extra_arguments": ["--log-level=CRITICAL"]}
+        client = PapermillNotebookClient(
+            nb_man, kernel_name=kernel_name, coalesce_streams=True, **settings
+        )
+        client.widget_registry = {"@jupyter-widgets/output": {"OutputModel": SilentOutput}}
+        client.execute()
+
+
+papermill_engines.register("workbook", WorkbookEngine)
+
+
+def execute(path, output, parameters, cwd, cell_seconds) -> str | None:
+    """Execute the notebook at `path` into the file `output`.
+
+    None, or where and why it failed: a cell or a widget's callback raised, the kernel died, the
+    disk is full.
+    """
+    nb = read(path)
+    target = str(output).replace("{", "{{").replace("}", "}}")  # papermill formats its paths
+    settings = {"kernel_name": "python3", "language": "python", "execution_timeout": cell_seconds}
+    try:
+        done = papermill.execute_notebook(
+            nb, target, parameters, "workbook", progress_bar=False, cwd=cwd, **settings
+        )
+    except PapermillExecutionError as error:
+        index = error.cell_index - bool(parameters)  # papermill put a cell of parameters in front
+        first = next((line for line in error.source.splitlines() if line.strip()), "")
+        where = f"cell {index + 1} of {len(nb.cells)}: {first.strip()}"
+        return f"{where}\n  {error.ename}: {' '.join(str(error.evalue).split())[:300]}"
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    errors = widget_errors(done)
+    return f"a widget's callback raised\n  {errors[0]}" if errors else None
+
+
+def _stop_when_input_closes() -> None:
+    while os.read(0, 64):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+if __name__ == "__main__":
+    job = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_stop_when_input_closes, daemon=True).start()
+    sys.exit(execute(**job))

@@ -1,0 +1,225 @@
+"""Whole runs: every notebook with its exercises solved, runs that are interrupted or killed, and
+a recipe on a model folder.
+
+nbmake 1.5.5 executes the solved notebooks. It reads small parameters from a cell's metadata:
+{"nbmake": {"mock": {"MODEL": "tiny-random", "STEPS": 2}}} on the parameters cell. After that cell
+has run it executes `NAME = value` for each: strings between single quotes (so without quotes or
+backslashes of their own), everything else as Python prints it.
+"""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import nbformat
+import psutil
+import pytest
+import yaml
+from conftest import tiny_model
+from nbclient.output_widget import OutputWidget
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbmake.nb_run import NotebookRun
+
+from helpers import __main__
+from helpers.workbook import notebooks, runner
+
+pytestmark = pytest.mark.slow
+PATHS = notebooks.resolve()
+
+
+# -- solved notebooks --------------------------------------------------------------------------
+
+
+def exercises(nb):
+    """(checker, the folded solution's code) of each exercise, in order."""
+    cells = [notebooks.tagged(nb, tag) for tag in ("exercise", "checker", "solution")]
+    found = []
+    for parts in zip(*cells, strict=True):
+        places = [nb.cells.index(cell) for cell in parts]
+        assert places == sorted(places), f"exercise at cell {places[0] + 1} is out of order"
+        _, checker, solution = parts
+        codes = re.findall(r"```python\n(.*?)```", solution.source, re.S)
+        assert len(codes) == 1 and "<details" in solution.source, (
+            f"cell {places[2] + 1} needs <details> and one ```python block"
+        )
+        found.append((checker, codes[0]))
+    return found
+
+
+def solved(nb):
+    """The notebook with each solution run, and its checker again, just after that checker met the
+    unsolved exercise."""
+    for checker, code in exercises(nb):
+        after = nb.cells.index(checker) + 1
+        again = new_code_cell(checker.source, metadata={"tags": ["checked-again"]})
+        nb.cells[after:after] = [new_code_cell(code), again]
+    return nb
+
+
+def said(cell):
+    words = []
+    for output in cell.outputs:
+        words += [output.get("text", ""), output.get("data", {}).get("text/plain", "")]
+    return "".join(words).strip()
+
+
+def check_solved(result):
+    """What nbmake executed: no error, and each checker tells solved from unsolved."""
+    assert result.error is None, result.error.trace
+    assert notebooks.widget_errors(result.nb) == []
+    before = notebooks.tagged(result.nb, "checker")
+    after = notebooks.tagged(result.nb, "checked-again")
+    for number, (unsolved, right) in enumerate(zip(before, after, strict=True), 1):
+        assert said(unsolved) and "Correct" not in said(unsolved), f"exercise {number}, unsolved"
+        assert "Correct" in said(right), f"exercise {number}, solved: {said(right)!r}"
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory, request):
+    """{name of a notebook: its run, under way}: solved copies, two at a time, one thread each."""
+    folder = tmp_path_factory.mktemp("solved")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(OutputWidget, "sync_state", lambda self: None)  # see helpers/workbook/executing
+    for name, value in runner.ONE_THREAD.items():
+        patch.setenv(name, value)
+    wanted = [getattr(item, "callspec", None) for item in request.session.items]
+    names = [call.params["name"] for call in wanted if call and "name" in call.params]
+    pool, runs = ThreadPoolExecutor(2), {}
+    for path in PATHS:
+        if path.stem in names:
+            nbformat.write(solved(notebooks.read(path)), folder / path.name)
+            runs[path.stem] = pool.submit(NotebookRun(folder / path.name, 600).execute)
+    yield runs
+    pool.shutdown(cancel_futures=True)
+    patch.undo()
+
+
+@pytest.mark.parametrize("name", [path.stem for path in PATHS])
+def test_a_notebook_runs_and_its_checkers_tell_solved_from_unsolved(executed, name):
+    check_solved(executed[name].result())
+
+
+def test_a_wrong_solution_would_be_noticed(tmp_path):
+    def notebook(solution):
+        checker = "print('Correct' if answer == 4 else 'not yet: what is 2 + 2?')"
+        folded = f"<details>\n\n```python\nanswer = {solution}\n```\n</details>"
+        cells = [
+            new_code_cell("answer = None", metadata={"tags": ["exercise"]}),
+            new_code_cell(checker, metadata={"tags": ["checker"]}),
+            new_markdown_cell(folded, metadata={"tags": ["solution"]}),
+        ]
+        return new_notebook(cells=cells)
+
+    def run(nb):
+        nbformat.write(nb, tmp_path / "x.ipynb")
+        return NotebookRun(tmp_path / "x.ipynb", 60).execute()
+
+    done = run(solved(notebook(4)))
+    check_solved(done)
+    assert said(notebooks.tagged(done.nb, "checker")[0]) == "not yet: what is 2 + 2?"
+    with pytest.raises(AssertionError, match="exercise 1, solved"):
+        check_solved(run(solved(notebook(5))))
+    with pytest.raises(ValueError):
+        exercises(new_notebook(cells=notebook(4).cells[:2]))
+
+
+# -- interrupted -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_takes_its_kernels_along_and_goes_on(tmp_path, sign):
+    folder, build = tmp_path / "notebooks", tmp_path / "build"
+    folder.mkdir()
+    sources = {"00_a": "1", "01_b": "open('b', 'w')\nimport time\ntime.sleep(600)"}
+    sources["02_c"] = sources["01_b"].replace("'b'", "'c'")
+    for name, source in sources.items():
+        nbformat.write(new_notebook(cells=[new_code_cell(source)]), folder / f"{name}.ipynb")
+    code = (
+        "import sys; from pathlib import Path; from helpers import __main__, ledger\n"
+        "from helpers.workbook import notebooks, runner\n"
+        f"runner.ROOT = notebooks.ROOT = ledger.ROOT = Path({str(tmp_path)!r})\n"
+        "sys.exit(__main__.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "run", "--workers"]
+    environment = {**runner.os.environ, "WORKBOOK_BUILD": str(build)}
+    process = subprocess.Popen([*command, "2"], env=environment, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (tmp_path / "b").exists() and (tmp_path / "c").exists(), process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) == 4  # two workers and their kernels
+    process.send_signal(sign)
+    _, said = process.communicate(timeout=30)
+    assert psutil.wait_procs(children, timeout=20)[1] == []
+    assert sorted(path.name for path in build.glob("[0-9]*.ipynb")) == ["00_a.ipynb"]
+    if sign == signal.SIGINT:
+        assert process.returncode == 130 and said.strip().count("\n") == 0
+        assert not list(build.glob(".*.ipynb"))
+    for name in ("01_b", "02_c"):
+        nb = new_notebook(cells=[new_code_cell("print('quick')")])
+        nbformat.write(nb, folder / f"{name}.ipynb")
+    again = subprocess.run([*command, "2"], env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout
+    assert "skipped 00_a" in again.stdout and "finished 01_b" in again.stdout
+    assert not list(build.glob(".*.ipynb"))
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
+
+
+# -- another model -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small random Qwen2 with its tokenizer, as a user would save one."""
+    lm, path = tiny_model("qwen2"), tmp_path / "a model"  # (with a blank in its path)
+    lm.model.save_pretrained(path)
+    lm.tokenizer.save_pretrained(path)
+    return path
+
+
+SMALL = dict(N_VECTORS=3, STEPS=2, MAX_NEW_TOKENS=4, N_PROMPTS=2, RADII=[1.0, 4.0])
+
+
+def test_notebooks_run_on_a_model_folder(folder, tmp_path, monkeypatch, capfd):
+    """By rule and by a recipe, which wins."""
+    monkeypatch.setenv("WORKBOOK_BUILD", str(tmp_path / "build"))
+    asked = tmp_path / "mine.yaml"
+    recipe = {"notebooks": ["00", "01"], "parameters": {**SMALL, "SOURCE_LAYER": 1}}
+    asked.write_text(yaml.safe_dump(recipe))
+    assert __main__.main(["run", "-f", str(asked), "--model", str(folder)]) == 0
+    out = capfd.readouterr().out
+    assert "block 1 to 2: the calibrated radius is" in out and "finished 00_start_here" in out
+    assert "finished 01_layer_norm_geometry" in out and "the ledger as it was" in out
+    (made,) = (tmp_path / "build" / "runs").iterdir()
+    assert not list(made.glob("*.failed.ipynb"))
+    assert not (tmp_path / "build" / "ledger.json").exists()
+    printed = json.dumps(nbformat.read(made / "00_start_here.ipynb", as_version=4))
+    assert "4 blocks, d_model 32" in printed
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(MODEL="no such model"), "There is no model 'no such model'"),
+        (dict(NO_SUCH=3), "No notebook of this run has a parameter 'NO_SUCH'"),
+        (dict(SOURCE_LAYER=9), "source_layer 9 is outside the model: it has 4 blocks"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_one_sentence_and_writes_nothing(
+    folder, tmp_path, monkeypatch, capfd, change, message
+):
+    monkeypatch.setenv("WORKBOOK_BUILD", str(tmp_path / "build"))
+    usual = {"MODEL": str(folder), "SOURCE_LAYER": 1, "TARGET_LAYER": 3, "RADIUS": "calibrated"}
+    asked = tmp_path / "mine.yaml"
+    asked.write_text(yaml.safe_dump({"notebooks": ["00"], "parameters": {**usual, **change}}))
+    assert __main__.main(["run", "-f", str(asked)]) == 2
+    said = capfd.readouterr().err
+    assert message in said and said.count("\n") == 1 and not (tmp_path / "build").exists()
