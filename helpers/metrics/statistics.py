@@ -42,9 +42,6 @@ def ranks(values) -> np.ndarray:
     return (rankdata(values) - 1) / max(len(values) - 1, 1)
 
 
-_ranks = ranks
-
-
 def auc(score, label) -> float:
     """The probability that a positive scores above a negative, ties counted half; 0.5 where one of
     the two is missing."""

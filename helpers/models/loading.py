@@ -189,8 +189,8 @@ def _check_causal(lm: LanguageModel):
 
 
 def with_adapter(lm: LanguageModel, folder: Path, organism: str) -> LanguageModel:
-    """`lm` itself, with the LoRA adapter in `folder` added to its weights bit for bit as PEFT merges
-    it. An adapted layer keeps the weight that it had as `base_weight`: a buffer moves with the model,
+    """`lm` itself, the LoRA adapter in `folder` added to its weights bit for bit as PEFT does it.
+    An adapted layer keeps the weight that it had as `base_weight`: a buffer moves with the model,
     and this one is not saved."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from ..residual import normalise
 from ..steering import SteeringVectors
 from . import objectives
-from .objectives import objective, value, value_and_grad  # noqa: F401
 from .sphere import check_set, directions, orthonormalise, pack, random_vectors, without
 
 STEPS = {"power": 12, "adam": 300}  # of each method, by default
