@@ -40,17 +40,13 @@ def sites_of(lm):
     return [site for site in SITES if not (site == "resid_mid" and lm.name in PARALLEL)]
 
 
-def assert_equals_reference(
-    lm, span, vectors, source, targets, site="resid_post", steered="all", positions="all"
-):
+def assert_equals_reference(lm, span, vectors, source, targets, site="resid_post", **where):
     delta = span.delta(vectors)
     for v, vector in enumerate(vectors):
         for p, prompt in enumerate(span.prompts):
             for k, target in enumerate(targets):
                 ours = delta[v, p] if span.single else delta[v, p, k]
-                plain = reference_delta(
-                    lm, prompt, source, target, vector, site, steered, positions
-                )
+                plain = reference_delta(lm, prompt, source, target, vector, site, **where)
                 filled = len(ours) - len(plain)  # up, in front
                 torch.testing.assert_close(ours[filled:], plain, atol=2e-4, rtol=1e-3)
                 assert not ours[:filled].any()
@@ -77,7 +73,7 @@ def test_span_is_the_full_forward_pass(architectures, site, prompts):
 def test_several_target_layers_add_a_dimension(tiny, site):
     vectors, last_two = some_vectors(tiny, 2), slice(-2, None)
     span = LayerSpan(tiny, PROMPTS, -5, [4, -4, 5], last_two, site=site)
-    delta = assert_equals_reference(tiny, span, vectors, 1, [4, 2, 5], site, "all", last_two)
+    delta = assert_equals_reference(tiny, span, vectors, 1, [4, 2, 5], site, positions=last_two)
     assert delta.shape == (2, 3, 3, 2, tiny.d_model)
     alone = LayerSpan(tiny, PROMPTS, 1, [4], last_two, site=site).delta(vectors)
     assert alone.shape == (2, 3, 1, 2, tiny.d_model)  # a list of one is still a list
@@ -107,7 +103,8 @@ def test_any_combination_is_the_full_forward_pass(
 ):
     span = LayerSpan(tiny, PROMPTS, source, source + gap, positions, steered, site)
     vectors = some_vectors(tiny, 2, seed=seed)
-    assert_equals_reference(tiny, span, vectors, source, [source + gap], site, steered, positions)
+    where = dict(steered=steered, positions=positions)
+    assert_equals_reference(tiny, span, vectors, source, [source + gap], site, **where)
 
 
 @few

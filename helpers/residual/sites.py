@@ -199,8 +199,7 @@ def probe(lm, block):
 
 
 def _mid_name(start, end, parts) -> str | None:
-    """The first part whose input x is not the block's input and for which x + (a later part's
-    output) = the block's output."""
+    """The first part whose input, not the block's, plus a part's output is the block's output."""
     for i, (name, x, _) in enumerate(parts):
         if x.shape == start.shape and not torch.equal(x, start):
             if any(_is_sum(end, x, out) for _, _, out in parts[i:]):

@@ -22,8 +22,7 @@ class _Enough(Exception):
 def capture(lm, prompts, layers=None, site: str = "resid_post") -> torch.Tensor:
     """The residual stream [n_layers, n_prompts, n_tokens, d_model] in fp32 at `site` of `layers`
     (default: all). Padding, on the left, is NaN: a mean over it cannot pass unnoticed."""
-    if layers is None:
-        layers = range(lm.n_layers)
+    layers = range(lm.n_layers) if layers is None else layers
     layers = [layers] if isinstance(layers, Integral) else layers
     layers = [resolve_layer(lm, k) for k in layers]
     encoded, store = lm.encode(prompts), {}
@@ -84,11 +83,12 @@ class LayerSpan:
         self.target_layers = [resolve_layer(self.lm, t, "target_layer") for t in targets]
         source, last = self.source_layer, self.lm.n_layers - 1
         if not targets or min(self.target_layers) <= source:
-            allowed = f"use {source + 1} … {last}."
+            allowed = f": use {source + 1} … {last}."
             if source == last:
-                allowed = f"that is the last block, so use a source_layer of 0 … {last - 1}."
-            where = f"target_layers {asked!r} must come after source_layer {source}"
-            raise ValueError(f"{where}: {allowed}")
+                allowed = f": that is the last block, so use a source_layer of 0 … {last - 1}."
+            raise ValueError(
+                f"target_layers {asked!r} must come after source_layer {source}{allowed}"
+            )
 
     def _set_targets(self, chosen):
         """Token indices and mask [n_prompts, n_positions]; fewer tokens are filled up in front."""
@@ -196,8 +196,8 @@ class LayerSpan:
         with torch.enable_grad(), saved:
             zero = torch.zeros(2, self.lm.d_model, device=self.start.device, requires_grad=True)
             off = self.delta(zero).detach().abs().max().item()
-        half = self.start.dtype in (torch.bfloat16, torch.float16)
-        allowed = (0.1 if half else 1e-3) * (1 + self.clean_target.abs().max().item())
+        share = 0.1 if self.start.dtype.itemsize < 4 else 1e-3
+        allowed = share * (1 + self.clean_target.abs().max().item())
         if not off <= allowed:
             raise RuntimeError(
                 f"the layer span of {self.lm.name} does not reproduce its own forward pass (off by "
