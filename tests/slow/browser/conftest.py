@@ -64,8 +64,7 @@ def browser():
 
 @pytest.fixture(scope="session")
 def grids(tmp_path_factory):
-    """A folder with the committed sweeps, in which the model "said" something that must not run:
-    under the last random vector in the explorer, else under the first one of the smallest R."""
+    """The committed sweeps, in which a random vector "said" something that must not run."""
     folder = tmp_path_factory.mktemp("grids")
     for name in ("explorer", "goldilocks"):
         sweep = store.read(name)
