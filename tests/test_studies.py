@@ -162,7 +162,7 @@ def test_a_sweep_of_other_weights_or_another_adapter_is_refused(tiny, tmp_path):
     meta["organisms"] = {"refusal": store.adapter_hash("refusal")}
     store.write("some", cells, meta, tmp_path)
     assert store.read("some", tiny, tmp_path)["cells"] == cells
-    assert store.read("some", tiny, tmp_path, parts="b")["cells"] == []
+    assert store.read("some", tiny, tmp_path, parts=("b",))["cells"] == []
     store.write("some", cells, {**meta, "model_hash": "abc"}, tmp_path)
     with pytest.raises(UserError, match="by tiny-random with weights abc.*sweep some --model tiny"):
         store.read("some", tiny, tmp_path)

@@ -18,7 +18,7 @@ from .notebooks import WIDGET_STATE, WIDGET_VIEW, read, resolve, tagged
 
 WIDGETS = {
     "radius-slider": lambda folder=None: explorer.radius_slider(
-        store.read("goldilocks", folder=folder, parts="AB")
+        store.read("goldilocks", folder=folder, parts=("A", "B"))
     )
 }
 TITLE = "Unsupervised steering vectors: a workbook"

@@ -82,7 +82,7 @@ def grids(tmp_path_factory):
     random vector, in the other under every first random one of the smallest R."""
     folder = tmp_path_factory.mktemp("grids")
     for name in ("explorer", "goldilocks"):
-        sweep = store.read(name)
+        sweep = store.read(name, parts=("A", "B", "map"))
         smallest = min(cell["config"]["radius"] for cell in sweep["cells"])
         for cell in sweep["cells"]:
             rows = [row for row in cell["result"]["rows"] if row["kind"] == "random"]
