@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "change",
             "log_probabilities",
             "kl",
+            "scaled_to_effect",
             "kl_next_token",
             "kl_from_clean",
             "kl_along",

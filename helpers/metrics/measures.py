@@ -7,7 +7,7 @@ from ..generation import complete, pairs
 from ..models import prompts as prompt_data
 from ..residual.sites import positions_of
 from ..residual.span import capture
-from ..steering import coefficients, steer
+from ..steering import SteeringVectors, coefficients, steer
 from .fluency import FluentRange, distinct2  # noqa: F401 (they need no torch, and are part of this module's meaning)
 
 FIRST_SCORED = 4  # fluency counts from the 5th token on: a new opening may surprise, what follows has to fit it
@@ -36,6 +36,24 @@ def log_probabilities(lm, encoded, keep):
         logits_to_keep=keep,
     )
     return out.logits[:, -keep:].float().log_softmax(-1)
+
+
+def scaled_to_effect(span, vectors, relative, upto=32.0, n_steps=11) -> SteeringVectors:
+    """Each vector made longer until its relative change at the target (`metrics.change`) is
+    `relative`, at most `upto` times.
+
+    Tried at n_steps factors from 1 to `upto` in equal ratios; the first that reaches it is
+    interpolated on the log scale. A vector that already does more is left as it is."""
+    factors, found = np.geomspace(1, upto, n_steps), []
+    tried = [change(span, float(f) * vectors)[1].mean(1).numpy() for f in factors]
+    for sizes in np.stack(tried, 1):  # of one vector, [n_steps]
+        reached = np.flatnonzero(sizes >= relative)
+        i = reached[0] if len(reached) else n_steps - 1
+        near = slice(max(0, i - 1), i + 1)
+        log = np.interp(np.log(relative), np.log(sizes[near]), np.log(factors[near]))
+        found.append(float(np.exp(log)))
+    longer = torch.tensor(found)[:, None] * vectors.tensor
+    return SteeringVectors(longer, vectors.source_layer, vectors.site)
 
 
 def kl(clean_logp, other_logp) -> torch.Tensor:
