@@ -162,7 +162,7 @@ def test_a_sweep_of_other_weights_or_another_adapter_is_refused(tiny, tmp_path):
     meta["organisms"] = {"refusal": store.adapter_hash("refusal")}
     store.write("some", cells, meta, tmp_path)
     assert store.read("some", tiny, tmp_path)["cells"] == cells
-    assert store.read("some", tiny, tmp_path, parts="b")["cells"] == []
+    assert store.read("some", tiny, tmp_path, parts=("b",))["cells"] == []
     store.write("some", cells, {**meta, "model_hash": "abc"}, tmp_path)
     with pytest.raises(UserError, match="by tiny-random with weights abc.*sweep some --model tiny"):
         store.read("some", tiny, tmp_path)
@@ -424,17 +424,6 @@ def cells(tiny):
 def row_of(cells, **wanted):
     rows = cells[0]["result"]["rows"]
     return next(row for row in rows if all(row[k] == v for k, v in wanted.items()))
-
-
-def test_scaled_vectors_cause_the_wanted_change_and_keep_their_direction(span):
-    random = random_vectors(span, 0.5, 3, seed=2)
-    wanted = 3 * metrics.change(span, random)[1].median().item()
-    scaled = speaking.scaled_to_effect(span, random, wanted)
-    assert torch.allclose(metrics.change(span, scaled)[1][:, 0], torch.full((3,), wanted), rtol=0.1)
-    assert torch.allclose(normalise(scaled.tensor), normalise(random.tensor), atol=1e-5)
-    at_limit = speaking.scaled_to_effect(span, random, 1e9, upto=4.0)
-    assert torch.allclose(at_limit.tensor, 4 * random.tensor)
-    assert torch.allclose(speaking.scaled_to_effect(span, random, 1e-9).tensor, random.tensor)
 
 
 def test_a_cell_holds_every_vector_coefficient_and_sample(cells):

@@ -2,11 +2,18 @@
 
 import math
 
-import numpy as np
 import torch
 
 from ..generation import complete
-from ..metrics import change, distance, fluent_range, kl, log_probabilities, own_spread, surprise
+from ..metrics import (
+    change,
+    distance,
+    fluent_range,
+    kl_from_clean,
+    own_spread,
+    scaled_to_effect,
+    surprise,
+)
 from ..models import prompts, remembered
 from ..residual import LayerSpan, capture
 from ..steering import SteeringVectors
@@ -35,24 +42,6 @@ def residual_norms(lm, chats, layers) -> list[float]:
 
 
 # -- sets of vectors -------------------------------------------------------------------------------
-def scaled_to_effect(span, vectors, relative, upto=32.0, n_steps=11) -> SteeringVectors:
-    """Each vector made longer until its relative change at the target (`metrics.change`) is
-    `relative`, at most `upto` times.
-
-    Tried at n_steps factors from 1 to `upto` in equal ratios; the first that reaches it is
-    interpolated on the log scale. A vector that already does more is left as it is."""
-    factors, found = np.geomspace(1, upto, n_steps), []
-    tried = [change(span, float(f) * vectors)[1].mean(1).numpy() for f in factors]
-    for sizes in np.stack(tried, 1):  # of one vector, [n_steps]
-        reached = np.flatnonzero(sizes >= relative)
-        i = reached[0] if len(reached) else n_steps - 1
-        near = slice(max(0, i - 1), i + 1)
-        log = np.interp(np.log(relative), np.log(sizes[near]), np.log(factors[near]))
-        found.append(float(np.exp(log)))
-    longer = torch.tensor(found)[:, None] * vectors.tensor
-    return SteeringVectors(longer, vectors.source_layer, vectors.site)
-
-
 def sets(span, radius, seed, steps, n_vectors) -> dict:
     """{kind: SteeringVectors}, as many of each of KINDS as `n_vectors` says, of norm `radius`; but
     "scaled" ones are random, made longer to the median learned vector's relative change."""
@@ -119,7 +108,7 @@ def measured(span, clean, theta, max_new_tokens=24) -> list[dict]:
         "norm": theta.tensor.norm(dim=1),
         "objective": delta.pow(2).sum(-1),
         "relative": (delta / span.clean_target[0].norm(dim=-1)).mean(-1),
-        "kl": kl(log_probabilities(lm, lm.encode([chat]), 1)[0], steered),
+        "kl": kl_from_clean(lm, chat, steered),
     }
     for name, values in numbers.items():
         for row, value in zip(rows, values):
