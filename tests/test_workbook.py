@@ -121,6 +121,7 @@ def test_two_at_a_time_with_one_thread_each_and_those_that_time_something_alone(
     assert lines[4:6] == ["running 00_a", "finished 00_a"]
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_workers(tree, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     source = "import torch\ntorch.manual_seed(0)\nx = torch.randn(300, 300)\nprint((x @ x).sum())"

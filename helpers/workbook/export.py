@@ -18,8 +18,11 @@ from ..figures import explorer
 from ..studies import store
 from .notebooks import WIDGET_STATE, WIDGET_VIEW, read, resolve, tagged
 
+PARTS = ("A", "B")  # of the sweep: the prompts of its radii
 WIDGETS = {
-    "radius-slider": lambda folder: explorer.radius_slider(store.read("goldilocks", folder=folder))
+    "radius-slider": lambda folder: explorer.radius_slider(
+        store.read("goldilocks", folder=folder, parts=PARTS)
+    )
 }
 TITLE = "Unsupervised steering vectors: a workbook"
 HEAD = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{TITLE}</title>
