@@ -8,6 +8,16 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "canvas": ["COLOURS", "OTHERS", "colour", "finish", "panels", "show"],
         "charts": "lines strips points bars said heatmaps grid curves rates versus stacked".split(),
+        "explorer": ["GridPanel", "geometry_panel", "radius_slider", "token_panel"],
+        "render": [
+            "render_radius",
+            "render_said",
+            "render_still",
+            "render_texts",
+            "render_token_grid",
+            "render_tried",
+            "render_turn",
+        ],
         "sketches": ["circle_toy", "clouds", "push_picture"],
         "tables": ["number", "shorten", "text_table"],
     },

@@ -14,7 +14,7 @@ import torch
 from .. import ledger
 from ..residual import LayerSpan, check_radii
 from ..steering import SteeringVectors
-from ..studies import goldilocks as speaking
+from ..studies import speaking
 from ..training import METHODS, Stopped, random_vectors, train
 from .explorer import PANEL, html_box, slider
 from .render import COLUMNS, render_error, render_table, render_texts, render_tried, render_verdict

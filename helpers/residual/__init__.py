@@ -2,7 +2,7 @@
 
 import lazy_loader
 
-_SITES = "SITES resolve_layer select_tokens check_site edit_at read_at add_at"
+_SITES = "SITES resolve_layer select_tokens check_site edit_at read_at"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,

@@ -119,13 +119,6 @@ def read_at(lm, layer: int, site: str, store: dict, key):
 
 
 @contextmanager
-def add_at(lm, layer, site, offset):
-    """`edit_at` with `hidden + offset(hidden)`: until steering uses `edit_at`."""
-    with edit_at(lm, layer, site, lambda hidden: hidden + offset(hidden)):
-        yield
-
-
-@contextmanager
 def _hooked(lm, layer, site, f):
     """While inside, `f` sees the value at a site; what it returns, unless None, takes its place."""
     check_site(site)
