@@ -195,8 +195,8 @@ def with_adapter(lm: LanguageModel, folder: Path, organism: str) -> LanguageMode
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    with quiet():  # low_cpu_mem_usage: no weights are drawn only to be overwritten
-        wrapped = PeftModel.from_pretrained(lm.model, str(folder), low_cpu_mem_usage=True)
+    with quiet(), torch.random.fork_rng(devices=[]):  # PEFT draws weights that it then overwrites
+        wrapped = PeftModel.from_pretrained(lm.model, str(folder))
     for module in wrapped.modules():
         if isinstance(module, BaseTunerLayer):
             layer = module.get_base_layer()
