@@ -91,3 +91,26 @@ def test_turn_through_the_models_own_norm(tiny):
         cosine = torch.cosine_similarity(norm(residuals), norm(residuals + vectors[1]), dim=-1)
     assert torch.allclose(turned[1], torch.rad2deg(cosine.acos()), atol=0.1)
     assert (LESSON.turn(norm, residuals, 100 * vectors) > turned).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "module, centres, epsilon",
+    [(torch.nn.LayerNorm(8, eps=1e-3), True, 1e-3), (torch.nn.RMSNorm(8, eps=1e-6), False, 1e-6)],
+)
+def test_parts_of_a_known_norm(module, centres, epsilon):
+    for weight in module.parameters():
+        torch.nn.init.normal_(weight, 1.0, 0.3, generator=torch.Generator().manual_seed(0))
+    parts = LESSON.norm_parts(module, 8)
+    assert parts["centres"] is centres and parts["epsilon"] == pytest.approx(epsilon, rel=0.01)
+    assert torch.allclose(parts["gain"], module.weight, atol=1e-3)
+    assert torch.allclose(parts["shift"], getattr(module, "bias", torch.zeros(8)))
+
+
+def test_a_models_norm_is_rebuilt_from_its_parts(architectures):
+    norm = input_norm(architectures, 2)
+    x = torch.randn(5, architectures.d_model, generator=torch.Generator().manual_seed(0))
+    parts = LESSON.norm_parts(norm, architectures.d_model)
+    y = x - parts["centres"] * x.mean(-1, keepdim=True)
+    y = y / (y.pow(2).mean(-1, keepdim=True) + parts["epsilon"]).sqrt()
+    assert torch.allclose(y * parts["gain"] + parts["shift"], norm(x), atol=1e-3)
+    assert any(norm is child for child in architectures.blocks[2].children())
