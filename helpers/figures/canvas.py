@@ -13,21 +13,15 @@ from ..ledger import html_table
 # Okabe-Ito colours, told apart by the colour-blind; one meaning each throughout the workbook
 COLOURS = {"learned": "#D55E00", "random": "#0072B2", "clean": "#000000"}
 OTHERS = ["#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"]
-STYLE = {  # the whole workbook looks alike
-    "font.size": 11,
-    "axes.titlesize": 12.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "legend.fontsize": 10,
-    "figure.constrained_layout.use": True,
-}
-plt.rcParams.update(STYLE)
 FONT = "font:14px/1.4 system-ui,sans-serif;color:var(--jp-content-font-color1, #1a1a1a)"
 SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+plt.rc("font", size=11)  # the whole workbook looks alike
+plt.rc("axes", titlesize=12.5, titlelocation="left", grid=True)
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("grid", alpha=0.25)
+plt.rc("legend", frameon=False, fontsize=10)
+plt.rc("figure.constrained_layout", use=True)
 
 
 def colour(label, i=0):

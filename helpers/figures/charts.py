@@ -100,9 +100,8 @@ def heatmaps(matrices, title, label, limit=1.0):
 def grid(
     matrix, rows, columns, title, xlabel, ylabel, label, formatted="{:.0f}", limits=None, ax=None
 ):
-    """A heat map [n_rows, n_columns], each cell numbered (NaN: not). Colours are logarithmic (values
-    above 0), or diverge from the middle of `limits` (low, high). `label`: the colour bar's, if any.
-    """
+    """A heat map [n_rows, n_columns] with numbers (NaN: none). Colours are logarithmic (values over
+    0), or diverge from the middle of `limits` (low, high). `label`: of the colour bar, if any."""
     matrix = np.asarray(matrix, float)
     size = {"width": max(5.0, 0.31 * len(columns) + 1.6), "height": 0.42 * len(rows) + 1.6}
     ax = one_panel(ax, **size)

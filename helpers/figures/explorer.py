@@ -100,13 +100,12 @@ class GridPanel(widgets.VBox):
         self.quiet = True
         self.controls["source_layer"].value = layer
         self.controls["radius"].value = radius
-        self._follow()
+        self.quiet = False
+        self._changed()
 
-    def _changed(self, _):
-        if not self.quiet:
-            self._follow()
-
-    def _follow(self):
+    def _changed(self, _=None):
+        if self.quiet:
+            return
         self.quiet = True
         try:
             self._offer(self.grid.vectors[self.controls["kind"].value])

@@ -77,7 +77,8 @@ def render_error(error) -> str:
     if not isinstance(error, (ValueError, FloatingPointError, OSError)):
         name = PANEL_ERROR  # for which executed notebooks are scanned
         text = f"This should not happen, please report it: {type(error).__name__}: {error}"
-    return f'<div class="{name}" style="{canvas.FONT};font-size:15px"><b>⚠ {html.escape(text)}</b></div>'
+    style = f"{canvas.FONT};font-size:15px"
+    return f'<div class="{name}" style="{style}"><b>⚠ {html.escape(text)}</b></div>'
 
 
 # -- the gauges: numbers of a setting among those of the whole sweep ------------------------------
@@ -133,7 +134,7 @@ def _svg(gauge) -> str:
         drawn += f'<path d="M{x - 6:.1f} -7h12l-6 8z" fill="currentColor"/>'
     said = f'role="img" aria-label="{html.escape(gauge.said)}"'
     size = f'viewBox="-6 -8 {WIDTH + 12} 57" preserveAspectRatio="none"'
-    return f'<svg {said} {size} style="width:100%;height:52px;display:block">{canvas.drawn}</svg>'
+    return f'<svg {said} {size} style="width:100%;height:52px;display:block">{drawn}</svg>'
 
 
 def render_gauges(grid, view) -> str:
@@ -233,10 +234,8 @@ def _draw_heat_map(ax, grid, state, view):
 def as_img(figure, alt) -> str:
     """A figure as an <img> of HTML, PNG inside, and closed."""
     style = f"max-width:100%;width:{int(figure.get_figwidth() * 96)}px;background:white"
-    source = (
-        f"data:image/png;base64,{base64.b64encode(canvas.drawn(figure, 110).getvalue()).decode()}"
-    )
-    return f'<img alt="{html.escape(alt)}" style="{style}" src="{source}">'
+    png = base64.b64encode(canvas.drawn(figure, 110).getvalue()).decode()
+    return f'<img alt="{html.escape(alt)}" style="{style}" src="data:image/png;base64,{png}">'
 
 
 def render_radius(found, radius):
