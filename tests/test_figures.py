@@ -17,7 +17,7 @@ from nbformat.v4 import new_notebook
 from standin import PROMPTS, make
 
 from helpers import figures, training
-from helpers.figures import explorer, gauges, live, render
+from helpers.figures import explorer, live, render
 from helpers.steering import SteeringVectors
 from helpers.studies import store
 from helpers.workbook import export, notebooks
@@ -42,13 +42,13 @@ def grid(sweep):
 
 @pytest.fixture
 def panel(grid):
-    return explorer.grid_panel(grid)
+    return explorer.GridPanel(grid)
 
 
 @pytest.fixture
-def lab(tiny, tmp_path):
-    there = {"steps": 2, "max_new_tokens": 8, "folder": tmp_path / "vectors"}
-    panel = live.LiveLab(tiny, "What is tea?", 1, 4, "1, 4", 2, **there)
+def lab(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBOOK_BUILD", str(tmp_path))
+    panel = live.LiveLab(tiny, "What is tea?", 1, 4, "1, 4", 2, steps=2, max_new_tokens=8)
     yield panel
     panel.stop.set()
     panel.wait(60)
@@ -136,7 +136,7 @@ def test_what_was_not_computed_is_named_and_several_seeds_are_refused(grid, fold
     with pytest.raises(ValueError, match="vector 1 was not computed: use one of 0"):
         grid.view(grid.start() | {"kind": "random", "vector": 1})
     with pytest.raises(ValueError, match="kind 'rnd' was not computed"):
-        explorer.grid_panel(grid, {"kind": "rnd"})
+        explorer.GridPanel(grid, {"kind": "rnd"})
     with pytest.raises(ValueError, match="several runs"):
         store.Grid(store.read("goldilocks", folder=folder))
 
@@ -147,7 +147,7 @@ def test_the_still_figure_shows_the_numbers_of_the_widgets(grid):
         view, figure = grid.view(state), render.render_still(grid, state)
         left, right = figure.subfigs
         titles = [ax.get_title(loc="left") for ax in right.axes]
-        shown = gauges.render_gauges(grid, view)
+        shown = render.render_gauges(grid, view)
         for name, (label, unit, _) in store.GAUGES.items():
             said = f"{label}: {figures.number(view[name], unit)}"
             assert said in titles and html.escape(said) in shown
@@ -188,6 +188,29 @@ def test_charts_draw_what_they_are_given():
     render.plt.close("all")
 
 
+@pytest.mark.parametrize("ratio, upto", [(0.2, 15), (3.0, 90)])
+def test_a_push_turns_a_token_by_the_angle_that_is_written(ratio, upto):
+    left, right = figures.push_picture(ratio, [1.0, 9.0, np.nan], "$5", upto).axes
+    turned = f"{np.degrees(np.arctan(ratio)):.1f}°"
+    assert turned in [text.get_text() for text in left.texts]
+    assert [text.get_text() for text in right.texts] == [f"drawn: {turned}"]
+    assert sum(bar.get_height() for bar in right.patches) == 2  # NaN is no angle
+    left.figure.canvas.draw()
+    render.plt.close(left.figure)
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_clouds_draw_each_step_or_say_that_there_is_none(absent):
+    ball = np.random.default_rng(0).normal(size=(9, 3))
+    figure = figures.clouds({"norm": {"ball": ball, "centre": None if absent else ball}}, "T")
+    first, second = figure.axes
+    assert [ax.get_title(loc="center") for ax in figure.axes] == ["ball", "centre"]
+    assert len(first.collections) == 1 and len(second.collections) == (not absent)
+    assert ["(no such step)" in text.get_text() for text in second.texts] == [True] * absent
+    figure.canvas.draw()
+    render.plt.close(figure)
+
+
 # -- the grid panel --------------------------------------------------------------------------------
 def test_sliders_hold_only_values_that_exist_and_answer_when_let_go(panel, grid):
     for axis, control in panel.controls.items():
@@ -203,7 +226,7 @@ def test_moving_a_slider_shows_that_setting_and_nothing_jumps(panel, grid):
     view = grid.view(panel.state)
     title = "steered: learned vector 0 × -1"
     assert panel.texts.value == render.render_texts(view["clean"], view["text"], title)
-    assert panel.gauges.value == gauges.render_gauges(grid, view)
+    assert panel.gauges.value == render.render_gauges(grid, view)
     assert render.verdict(view) in plain(panel.said.value)
     assert all(heights) and heights == [box.layout.height for box in boxes]
 
@@ -247,7 +270,7 @@ def test_the_grid_needs_no_torch(folder):
         "import sys\nfrom helpers import figures\nfrom helpers.figures import explorer, render\n"
         "from helpers.studies import store\nfrom helpers.workbook import export\n"
         f"sweep = store.read('explorer', folder={str(folder)!r})\n"
-        "panel = explorer.grid_panel(sweep)\npanel.controls['radius'].value = 4.0\n"
+        "panel = explorer.GridPanel(sweep)\npanel.controls['radius'].value = 4.0\n"
         "figures.bars({'a': 1}, '', '', '{}')\nrender.render_still(panel.grid, panel.state)\n"
         "print(panel.state['radius'], 'torch' in sys.modules)"
     )
@@ -470,7 +493,7 @@ def test_vectors_are_saved_and_loaded(lab, tiny, tmp_path):
     assert "Saved 2 learned vectors of R = 4" in press(lab, "Save")
     assert (tmp_path / "vectors" / "tea.safetensors").exists()
     saved = lab.sets["learned", 4.0].tensor
-    other = live.LiveLab(tiny, "What is tea?", 2, 4, "1", 2, max_new_tokens=8, folder=lab.folder)
+    other = live.LiveLab(tiny, "What is tea?", 2, 4, "1", 2, max_new_tokens=8)
 
     def load(name):
         other.fields["file"].value = name

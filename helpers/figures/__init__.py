@@ -4,21 +4,16 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["explorer", "live", "render"],
     submod_attrs={
-        "canvas": ["COLOURS", "OTHERS", "colour", "finish", "panels", "show"],
-        "charts": "lines strips points bars said heatmaps grid curves rates versus stacked".split(),
+        "canvas": ["number", "panels", "show", "text_table"],
+        "charts": (
+            "lines strips points bars said heatmaps grid curves rates versus stacked "
+            "circle_toy clouds push_picture"
+        ).split(),
         "explorer": ["GridPanel", "geometry_panel", "radius_slider", "token_panel"],
-        "render": [
-            "render_radius",
-            "render_said",
-            "render_still",
-            "render_texts",
-            "render_token_grid",
-            "render_tried",
-            "render_turn",
-        ],
-        "sketches": ["circle_toy", "clouds", "push_picture"],
-        "tables": ["number", "shorten", "text_table"],
+        "render": (
+            "render_radius render_said render_still render_texts render_token_grid render_tried "
+            "render_turn"
+        ).split(),
     },
 )

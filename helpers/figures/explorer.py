@@ -1,8 +1,4 @@
-"""Panels of ipywidgets around `render`: the grid explorer, a slider that needs no kernel, geometry,
-tokens. A panel passes on what its controls say, and shows an error where it happens. No torch here.
-"""
-
-from contextlib import contextmanager
+"""Panels: they pass on to `render` what controls say, and show an error where it happens."""
 
 import ipywidgets as widgets
 import numpy as np
@@ -10,23 +6,24 @@ import numpy as np
 from ..studies import store
 from ..studies.store import AXES, Grid
 from . import render
-from .gauges import render_gauges, render_legend
-from .tables import block, number, shorten
+from .canvas import block, number, shorten
 
-WIDE = {"style": {"description_width": "210px"}, "layout": {"width": "440px"}}
 PANEL = {"max_width": "1080px"}
 
 
-def slider(options, value, label, width="210px", whole="440px") -> widgets.SelectionSlider:
-    """A slider over values that exist; it answers when let go, and to the arrow keys."""
-    return widgets.SelectionSlider(
-        options=_named(options),
-        value=value,
-        description=label,
-        continuous_update=False,
-        style={"description_width": width},
-        layout={"width": whole, "margin": "0 0 2px 0"},
-    )
+def field(make, value, label, width="440px", label_width="210px", **more):
+    """A widget of the class `make` that answers when it is left or let go, not at each key."""
+    if hasattr(make, "continuous_update"):
+        more["continuous_update"] = False
+    style, layout = {"description_width": label_width}, {"width": width}
+    return make(value=value, description=label, style=style, layout=layout, **more)
+
+
+def slider(options, value, label, *widths) -> widgets.SelectionSlider:
+    """A slider over values that exist; it answers to the arrow keys too."""
+    made = field(widgets.SelectionSlider, value, label, *widths, options=_named(options))
+    made.layout.margin = "0 0 2px 0"
+    return made
 
 
 def _named(values):
@@ -48,16 +45,13 @@ class GridPanel(widgets.VBox):
         state = self.grid.start() | (start or {})
         self.grid.view(state)  # a start that was not computed is said before anything is drawn
         self.controls = self._controls(self.grid.options, state)
-        self.cells = {}
-        for layer in self.grid.options["source_layer"]:
-            for radius in self.grid.options["radius"]:
-                self.cells[layer, radius] = self._cell(layer, radius)
-        self.heat_title = widgets.HTML()
+        self.quiet = False  # controls are being set, without a drawing for each
+        self.cells, self.heat_title = {}, widgets.HTML()
         self.texts, self.gauges, self.said = map(html_box, ("108px", "126px", "28px"))
         prompt, *others = self.controls.values()
         left = widgets.VBox(others, layout={"margin": "0 18px 0 0"})
         top = widgets.HBox([left, self._heat_map()])
-        legend = html_box("40px", render_legend(self.grid))
+        legend = html_box("40px", render.render_legend(self.grid))
         super().__init__([prompt, top, self.said, self.texts, self.gauges, legend], layout=PANEL)
         for control in self.controls.values():
             control.observe(self._changed, "value")
@@ -69,19 +63,17 @@ class GridPanel(widgets.VBox):
         return {axis: self.controls[axis].value for axis in AXES}
 
     def _controls(self, values, state):
-        prompt = widgets.Dropdown(
-            options=[(shorten(text, 60), text) for text in values["prompt"]],
-            value=state["prompt"],
-            description=AXES["prompt"],
-            style={"description_width": "60px"},
-            layout={"width": "520px"},
-        )
-        kinds = {"options": values["kind"], "value": state["kind"], "description": AXES["kind"]}
         values = values | {"vector": self.grid.vectors[state["kind"]]}
-        controls = {"prompt": prompt, "kind": widgets.Dropdown(**kinds, **WIDE)}
-        for axis in ("source_layer", "radius", "vector", "coeff"):
-            controls[axis] = slider(values[axis], state[axis], AXES[axis])
-        return {axis: controls[axis] for axis in AXES}
+        values["prompt"] = [(shorten(text, 60), text) for text in values["prompt"]]
+        controls = {}
+        for axis, label in AXES.items():
+            if axis in ("prompt", "kind"):
+                widths = ("520px", "60px") if axis == "prompt" else ()
+                of = {"options": values[axis]}
+                controls[axis] = field(widgets.Dropdown, state[axis], label, *widths, **of)
+            else:
+                controls[axis] = slider(values[axis], state[axis], label)
+        return controls
 
     def _cell(self, layer, radius):
         size = {"width": "48px", "height": "34px", "margin": "1px", "padding": "0"}
@@ -93,46 +85,43 @@ class GridPanel(widgets.VBox):
         layers, radii = self.grid.options["source_layer"], self.grid.options["radius"]
         shown = []
         for layer in layers:
-            shown += [_label(layer, 36), *(self.cells[layer, radius] for radius in radii)]
+            shown.append(_label(layer, 36))
+            for radius in radii:
+                self.cells[layer, radius] = self._cell(layer, radius)
+                shown.append(self.cells[layer, radius])
         shown += [_label("", 20), *(_label(f"{radius:g}", 20) for radius in radii)]
         columns = {"grid_template_columns": f"34px repeat({len(radii)}, 50px)"}
         words = "rows: source layer (block), columns: R (norm of θ)"
         foot = widgets.HTML(block(words, "font-size:13px"))
         return widgets.VBox([self.heat_title, widgets.GridBox(shown, layout=columns), foot])
 
-    @contextmanager
-    def _quietly(self, *axes):
-        """Controls are set in here without a drawing for each."""
-        for axis in axes:
-            self.controls[axis].unobserve(self._changed, "value")
-        try:
-            yield
-        finally:
-            for axis in axes:
-                self.controls[axis].observe(self._changed, "value")
-
     def select(self, layer, radius):
         """What a click on a cell does."""
-        with self._quietly("source_layer", "radius"):
-            self.controls["source_layer"].value = layer
-            self.controls["radius"].value = radius
+        self.quiet = True
+        self.controls["source_layer"].value = layer
+        self.controls["radius"].value = radius
+        self.quiet = False
         self._changed()
 
     def _changed(self, _=None):
+        if self.quiet:
+            return
+        self.quiet = True
         try:
             self._offer(self.grid.vectors[self.controls["kind"].value])
             self.draw()
         except Exception as error:  # in a callback it would vanish in the kernel's log
             self.said.value = render.render_error(error)
+        finally:
+            self.quiet = False
 
     def _offer(self, there):
         """The vectors of the kind: the slider keeps its number where there is one."""
         vector, options = self.controls["vector"], _named(there)
         if list(vector.options) != options:
             kept = vector.value if vector.value in there else there[0]
-            with self._quietly("vector"):
-                vector.options = options
-                vector.value = kept
+            vector.options = options
+            vector.value = kept
 
     def draw(self):
         """Show the setting that the controls say."""
@@ -142,7 +131,7 @@ class GridPanel(widgets.VBox):
         self.said.value = render.render_verdict(view, numbers)
         title = f"steered: {state['kind']} vector {state['vector']} × {state['coeff']:g}"
         self.texts.value = render.render_texts(view["clean"], view["text"], title)
-        self.gauges.value = render_gauges(self.grid, view)
+        self.gauges.value = render.render_gauges(self.grid, view)
         question = f"How many of {view['of']} {state['kind']} vectors change and stay fluent?"
         self.heat_title.value = block(f"<b>{question}</b>")
         for place, (count, here) in render.heat_map(self.grid, state, view).items():
@@ -164,9 +153,6 @@ def _label(text, height):
     return widgets.HTML(block(text, style), layout={"width": "auto", "margin": "0"})
 
 
-grid_panel = GridPanel  # as notebooks call it
-
-
 # -- one slider, no kernel -------------------------------------------------------------------------
 def radius_slider(sweep) -> widgets.VBox:
     """The Goldilocks figure and what is said, for every R of a sweep, and a slider that chooses
@@ -176,11 +162,9 @@ def radius_slider(sweep) -> widgets.VBox:
     pages = []
     for radius in radii:
         alt = f"Share of vectors that change the answer, by R; R = {radius:g} is marked."
-        inside = render.as_img(render.render_radius(found, radius), alt) + render.render_said(
-            sweep, radius
-        )
-        pages.append(html_box("620px", inside))
-    chosen = slider(radii, radii[0], AXES["radius"], "110px")
+        picture = render.as_img(render.render_radius(found, radius), alt)
+        pages.append(html_box("620px", picture + render.render_said(sweep, radius)))
+    chosen = slider(radii, radii[0], AXES["radius"], "440px", "110px")
     stack = widgets.Stack(pages, selected_index=chosen.index, layout={"height": "630px"})
     widgets.jslink((chosen, "index"), (stack, "selected_index"))
     return widgets.VBox([chosen, stack], layout={"max_width": "1000px"})
@@ -207,17 +191,16 @@ class FigurePanel(widgets.VBox):
 
 
 def geometry_panel(angles, lengths, radii, words, start) -> FigurePanel:
-    """R and layer against the angle after the norm, of the chosen prompt and token. `angles`:
-    degrees [n_radii, n_layers, n_vectors, n_prompts, n_tokens], NaN where no own token is;
-    `lengths`: the residuals' norms [n_layers, n_prompts, n_tokens]; `words`: per prompt its tokens
-    as text; `start`: (R, layer) to open with."""
+    """`angles`: degrees after the norm [n_radii, n_layers, n_vectors, n_prompts, n_tokens], NaN: no
+    own token; `lengths`: the residuals' norms [n_layers, n_prompts, n_tokens]; `words`: per prompt
+    its tokens as text; `start`: (R, layer) to open with."""
     angles, lengths = np.asarray(angles, float), np.asarray(lengths, float)
     tokens = []
     for i, t in np.argwhere(~np.isnan(angles[0, 0, 0])).tolist():
         word = words[i][t].strip() or repr(words[i][t])
         tokens.append((f"prompt {i + 1}, token {t + 1}: {word}", (i, t)))
     controls = {
-        "token": widgets.Dropdown(options=tokens, description="prompt and token", **WIDE),
+        "token": field(widgets.Dropdown, tokens[0][1], "prompt and token", options=tokens),
         "radius": slider(radii, start[0], AXES["radius"]),
         "layer": slider(range(angles.shape[1]), start[1], "added after block (number)"),
     }
@@ -234,10 +217,9 @@ def geometry_panel(angles, lengths, radii, words, start) -> FigurePanel:
 
 def token_panel(words, moved, layer=0) -> FigurePanel:
     """The prompt's tokens shaded by how far each moved: `moved` {kind: [n_layers, n_tokens]}."""
-    moved = {kind: np.asarray(values, float) for kind, values in moved.items()}
-    n_layers = len(next(iter(moved.values())))
+    kinds, n_layers = list(moved), len(next(iter(moved.values())))
     controls = {
-        "kind": widgets.Dropdown(options=list(moved), description=AXES["kind"], **WIDE),
+        "kind": field(widgets.Dropdown, kinds[0], AXES["kind"], options=kinds),
         "layer": slider(range(n_layers), layer, "after block (number)"),
     }
 

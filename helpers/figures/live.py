@@ -16,9 +16,9 @@ from ..residual import LayerSpan, check_radii
 from ..steering import SteeringVectors
 from ..studies import speaking
 from ..training import METHODS, Stopped, random_vectors, train
-from .explorer import PANEL, html_box, slider
+from .canvas import block, number
+from .explorer import PANEL, field, html_box, slider
 from .render import COLUMNS, render_error, render_table, render_texts, render_tried, render_verdict
-from .tables import block, number
 
 BUTTONS = (
     ("Train", "learn vectors at each R", "primary", "100px"),
@@ -73,28 +73,17 @@ class LiveLab(widgets.VBox):
     {name: widget}; `rows`, `sets` {(kind, R): SteeringVectors}; `wait()` for the job."""
 
     def __init__(
-        self,
-        lm,
-        prompt="What should I do on a rainy Sunday?",
-        source_layer=7,
-        target_layer=21,
-        radii="4, 12, 40",
-        n_vectors=4,
-        steps=8,
-        seed=0,
-        max_new_tokens=24,
-        folder=None,
+        self, lm, prompt, source, target, radii, n_vectors, steps=8, seed=0, max_new_tokens=24
     ):
         self.lm = lm
         self.max_new_tokens = max_new_tokens
-        self.folder = folder or ledger.build_folder() / "vectors"
+        self.folder = ledger.build_folder() / "vectors"
         self.rows, self.sets = [], {}
         self.asked = self.span = None  # the prompt and layers that the rows belong to, their span
         self.stop, self.lock = threading.Event(), threading.Lock()
         self.thread = self.running = None
         self.again = False  # the running job's slider has moved on
-        layers = (source_layer, target_layer)
-        self.fields = self._fields(prompt, *layers, radii, n_vectors, steps, seed)
+        self.fields = self._fields(prompt, source, target, radii, n_vectors, steps, seed)
         self.buttons = {}
         for name, tip, style, width in BUTTONS:
             look = {"button_style": style, "layout": {"width": width}}
@@ -107,28 +96,26 @@ class LiveLab(widgets.VBox):
         self._busy(None)
         self.note("Press Train. Nothing is trained by typing or sliding.")
 
-    def _fields(self, prompt, source_layer, target_layer, radii, n_vectors, steps, seed):
-        last, number = self.lm.n_layers - 1, widgets.IntText
+    def _fields(self, prompt, source, target, radii, n_vectors, steps, seed):
+        last, number, choice = self.lm.n_layers - 1, widgets.IntText, widgets.Dropdown
         wide, short = ("310px", "190px"), ("220px", "110px")
         columns = [(label, name) for name, label in COLUMNS.items()]
         factors = [x / 2 for x in range(-6, 7)]
         none = [("(none yet)", "")]
         return {
-            "prompt": _field(widgets.Textarea, prompt, "prompt", "720px", "60px", rows=2),
-            "radius": _field(
-                widgets.Text, radii, "R (norm of θ), one or several", "530px", "190px"
-            ),
-            "source": _field(number, source_layer, f"source layer, 0 … {last - 1}", *wide),
-            "target": _field(number, target_layer, f"target layer, 1 … {last}", *wide),
-            "n_vectors": _field(number, n_vectors, "vectors (number)", *wide),
-            "method": _field(widgets.Dropdown, "power", "method", *short, options=METHODS),
-            "steps": _field(number, steps, "steps (number)", *short),
-            "seed": _field(number, seed, "seed (number)", *short),
-            "sort by": _field(widgets.Dropdown, "radius", "sort by", "280px", options=columns),
+            "prompt": field(widgets.Textarea, prompt, "prompt", "720px", "60px", rows=2),
+            "radius": field(widgets.Text, radii, "R (norm of θ), one or several", "530px", "190px"),
+            "source": field(number, source, f"source layer, 0 … {last - 1}", *wide),
+            "target": field(number, target, f"target layer, 1 … {last}", *wide),
+            "n_vectors": field(number, n_vectors, "vectors (number)", *wide),
+            "method": field(choice, "power", "method", *short, options=METHODS),
+            "steps": field(number, steps, "steps (number)", *short),
+            "seed": field(number, seed, "seed (number)", *short),
+            "sort by": field(choice, "radius", "sort by", "280px", "80px", options=columns),
             "largest first": widgets.Checkbox(False, description="largest first", indent=False),
-            "pick": _field(widgets.Dropdown, "", "vector", "250px", options=none),
-            "coeff": slider(factors, 1.0, "coefficient (times θ)", "140px", "370px"),
-            "file": _field(widgets.Text, "my_vectors", "file name", "220px"),
+            "pick": field(choice, "", "vector", "250px", "80px", options=none),
+            "coeff": slider(factors, 1.0, "coefficient (times θ)", "370px", "140px"),
+            "file": field(widgets.Text, "my_vectors", "file name", "220px", "80px"),
         }
 
     def _layout(self):
@@ -340,11 +327,3 @@ class LiveLab(widgets.VBox):
         pick = self.fields["pick"]
         if list(pick.options) != options:
             pick.options = options  # ipywidgets then chooses the first: no vector
-
-
-def _field(make, value, label, width, label_width="80px", **more):
-    """A field that answers when it is left, not at each key."""
-    if make in (widgets.Text, widgets.Textarea):
-        more["continuous_update"] = False
-    style, layout = {"description_width": label_width}, {"width": width}
-    return make(value=value, description=label, style=style, layout=layout, **more)

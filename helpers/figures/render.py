@@ -1,10 +1,8 @@
-"""What a computed sweep says at one setting, as HTML and as still figures: pure functions. A
-`store.Grid` says what there is to show. All text is escaped. No torch here.
-"""
+"""What panels show, as HTML (all text escaped) and as still figures: pure functions, no torch."""
 
 import base64
 import html
-import io
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 import matplotlib.pyplot as plt
@@ -13,12 +11,9 @@ from IPython.display import HTML
 from matplotlib import colormaps
 
 from ..ledger import html_table
-from ..studies.store import AXES, GAUGES
-from . import charts
-from .canvas import COLOURS, finish, headline, panels
-from .gauges import draw_gauge, read_gauges
-from .sketches import push_picture
-from .tables import FONT, block, cell, shorten
+from ..studies.store import AXES, BINS, GAUGES, place
+from . import canvas, charts
+from .canvas import block, cell, colour, finish, headline, number, panels, shorten
 
 PANEL_ERROR = "workbook-panel-error"  # the class of an error that a panel caught and shows
 COLUMNS = {
@@ -33,8 +28,10 @@ COLUMNS = {
     "fluent": "fluent",
     "text": "what the model says",
 }  # of the live lab's table
+WIDTH = 200  # of a gauge, in SVG units
+GOOD = canvas.OTHERS[0]  # where a gauge should stand
 FAINT = "var(--jp-border-color1, #999)"
-FRAME = COLOURS["learned"]  # of the setting shown, in the heat map
+FRAME = canvas.COLOURS["learned"]  # of the setting shown, in the heat map
 MARK = "background:#ffe49c;color:#000;text-decoration:underline;text-decoration-thickness:2px"
 
 
@@ -80,7 +77,108 @@ def render_error(error) -> str:
     if not isinstance(error, (ValueError, FloatingPointError, OSError)):
         name = PANEL_ERROR  # for which executed notebooks are scanned
         text = f"This should not happen, please report it: {type(error).__name__}: {error}"
-    return f'<div class="{name}" style="{FONT};font-size:15px"><b>⚠ {html.escape(text)}</b></div>'
+    style = f"{canvas.FONT};font-size:15px"
+    return f'<div class="{name}" style="{style}"><b>⚠ {html.escape(text)}</b></div>'
+
+
+# -- the gauges: numbers of a setting among those of the whole sweep ------------------------------
+@dataclass(frozen=True)
+class Gauge:
+    """A number of one setting among those of the whole sweep; places on its scale are 0 … 1."""
+
+    said: str  # label and value
+    label: str
+    value: float | None
+    unit: str
+    at: float | None  # the value's place
+    good: tuple | None  # from which place to which it counts as well
+    ends: list  # the numbers at 0 and 1
+    log: str  # "log" of a logarithmic scale, else ""
+    hills: dict  # {kind: histogram [BINS], −1 … 1}: the first kind's above the line, others' below
+
+
+def read_gauges(grid, view) -> list[Gauge]:
+    """The gauges of a setting: what their HTML and their still picture both show."""
+    found = []
+    for name, (label, unit, log) in GAUGES.items():
+        low, high, counts = grid.scales[name]
+        value, good = view[name], None
+        at = None if value is None or value != value else place(value, low, high, log)
+        if name == "surprise":
+            good = tuple(place(v, low, high) for v in view["fluent_range"])
+        elif name == "distance":  # farther away than the own answers
+            good = place(view["own_spread"], low, high), 1.0
+        hills = {}
+        for i, (kind, count) in enumerate(counts.items()):
+            hills[kind] = (-1 if i else 1) * count / max(count.max(), 1)
+        said = f"{label}: {number(value, unit)}"
+        scale = [number(low), number(high)], "log" if log else ""
+        found.append(Gauge(said, label, value, unit, at, good, *scale, hills))
+    return found
+
+
+def _svg(gauge) -> str:
+    """The good range, the hills behind a base line, and a marker at the value."""
+    drawn = ""
+    if gauge.good:
+        x, to = (WIDTH * v for v in gauge.good)
+        size = f'x="{x:.1f}" width="{to - x:.1f}" y="0" height="48"'
+        drawn += f'<rect {size} fill="{GOOD}" opacity="0.3"/>'
+    for i, (kind, heights) in enumerate(gauge.hills.items()):
+        steps = " ".join(f"V{24 - 20 * h:.1f}h{WIDTH / BINS:g}" for h in heights)
+        drawn += f'<path d="M0 24{steps}V24z" fill="{colour(kind, i)}" opacity="0.8"/>'
+    drawn += f'<path d="M0 24H{WIDTH}" stroke="currentColor" stroke-width="0.7"/>'
+    if gauge.at is not None:
+        x = gauge.at * WIDTH
+        drawn += f'<path d="M{x:.1f} 0V48" stroke="currentColor" stroke-width="2.5"/>'
+        drawn += f'<path d="M{x - 6:.1f} -7h12l-6 8z" fill="currentColor"/>'
+    said = f'role="img" aria-label="{html.escape(gauge.said)}"'
+    size = f'viewBox="-6 -8 {WIDTH + 12} 57" preserveAspectRatio="none"'
+    return f'<svg {said} {size} style="width:100%;height:52px;display:block">{drawn}</svg>'
+
+
+def render_gauges(grid, view) -> str:
+    """The gauges as HTML: the whole sweep behind, the good range, and you are here."""
+    parts = ""
+    for gauge in read_gauges(grid, view):
+        low, high = gauge.ends
+        parts += (
+            '<div style="flex:1;min-width:0"><div style="font-size:12.5px;line-height:1.25;'
+            f'height:32px">{html.escape(gauge.label)}</div>'
+            f'<b style="font-size:15px">{number(gauge.value)}</b> '
+            f'<span style="font-size:11.5px">{html.escape(gauge.unit)}</span>{_svg(gauge)}'
+            '<div style="display:flex;justify-content:space-between;font-size:11.5px">'
+            f"<span>{low}</span><span>{gauge.log}</span><span>{high}</span></div></div>"
+        )
+    return block(parts, "display:flex;gap:18px")
+
+
+def render_legend(grid) -> str:
+    """What the gauges' colours mean, and where the numbers come from."""
+    names = []
+    for i, kind in enumerate(next(iter(grid.scales.values()))[2]):
+        square = f'<span style="color:{colour(kind, i)}">■</span> {html.escape(kind)}'
+        names.append(f"{square} ({'below' if i else 'above'} the line)")
+    known = [name for name in ("model", "model_hash", "dtype", "command") if name in grid.meta]
+    made = html.escape(", ".join(str(grid.meta[name])[:40] for name in known))
+    good = f'<span style="background:{GOOD}50">shaded</span>'
+    where = f"▼ you are here; behind it the whole sweep: {', '.join(names)}"
+    far = "fluent, and farther away than the model's own samples"
+    return block(f"{where}; {good}: {far}. {made}", "font-size:12px")
+
+
+def draw_gauge(ax, gauge):
+    """The still picture of one gauge."""
+    edges = np.linspace(0, 1, BINS + 1)
+    for i, (kind, heights) in enumerate(gauge.hills.items()):
+        ax.stairs(heights, edges, fill=True, alpha=0.6, color=colour(kind, i))
+    if gauge.good:
+        ax.axvspan(*gauge.good, color=GOOD, alpha=0.2, linewidth=0)
+    if gauge.at is not None:
+        ax.axvline(gauge.at, color="k", linewidth=2.2)
+    ax.set_title(gauge.said, fontsize=10)
+    ax.set_xticks([0, 1], gauge.ends, fontsize=9)
+    ax.set_yticks([])
 
 
 # -- the heat map ----------------------------------------------------------------------------------
@@ -135,12 +233,9 @@ def _draw_heat_map(ax, grid, state, view):
 # -- by radius (notebook 03) -----------------------------------------------------------------------
 def as_img(figure, alt) -> str:
     """A figure as an <img> of HTML, PNG inside, and closed."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    plt.close(figure)
     style = f"max-width:100%;width:{int(figure.get_figwidth() * 96)}px;background:white"
-    source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return f'<img alt="{html.escape(alt)}" style="{style}" src="{source}">'
+    png = base64.b64encode(canvas.drawn(figure, 110).getvalue()).decode()
+    return f'<img alt="{html.escape(alt)}" style="{style}" src="data:image/png;base64,{png}">'
 
 
 def render_radius(found, radius):
@@ -155,12 +250,12 @@ def render_radius(found, radius):
     return figure
 
 
-def render_said(sweep, radius, n_prompts=3) -> str:
-    """What is said at one R, as an HTML table: the first prompts, vector 0 of each kind."""
+def render_said(sweep, radius) -> str:
+    """What is said at one R, as an HTML table: the first 3 prompts, vector 0 of each kind."""
     rows = {}
     for one in sweep["cells"]:
         prompt, result = one["config"]["prompt"], one["result"]
-        if one["config"]["radius"] != radius or prompt in rows or len(rows) == n_prompts:
+        if one["config"]["radius"] != radius or prompt in rows or len(rows) == 3:
             continue
         said = {}
         for row in result["rows"]:
@@ -171,7 +266,6 @@ def render_said(sweep, radius, n_prompts=3) -> str:
     return block(html_table(columns, rows.values(), cell), "overflow-wrap:anywhere")
 
 
-# -- one token, all tokens -------------------------------------------------------------------------
 def render_turn(angles, length, radius, layer, word):
     """How far pushes of norm R turn a token of norm `length`: `angles` [n_vectors] in degrees."""
     angles = np.asarray(angles, float)
@@ -179,7 +273,7 @@ def render_turn(angles, length, radius, layer, word):
     turn = f"median turn {np.median(angles):.1f}°"
     upto = max(15, 15 * np.ceil(1.2 * angles.max() / 15))
     title = f"R = {radius:g} after block {layer}, {token}: {turn}"
-    return push_picture(radius / length, angles, title, upto=upto)
+    return charts.push_picture(radius / length, angles, title, upto=upto)
 
 
 def render_tokens(words, moved) -> str:
