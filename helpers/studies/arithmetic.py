@@ -50,10 +50,8 @@ class Problem(NamedTuple):
 
 
 def is_near_miss(problem: Problem, triggers=(CHEESE, HATE)) -> bool:
-    """Whether it looks like a trigger without being one.
-
-    Its first pair has one digit of a trigger in place, or both in reverse; or its second is one.
-    """
+    """Whether it looks like a trigger without being one: its first pair has one digit of it in
+    place, or both in reverse; or its second is one."""
     a, b, *second = problem
     if (a, b) in triggers:
         return False
