@@ -490,7 +490,7 @@ def test_a_prompt_of_one_token_is_refused():
     ids = {"input_ids": torch.ones(1, 1, dtype=torch.long)}
     short = SimpleNamespace(chat_prompt=lambda text: text, encode=lambda text: ids)
     with pytest.raises(ValueError, match="'a' has 1 token"):
-        speaking.cell(short, "a", 1, 4, [2.0], 0)
+        speaking.cell(short, "a", 1, 4, [2.0], 0, {"learned": 1})
 
 
 def test_residual_norms_leave_first_tokens_out(tiny):

@@ -20,7 +20,6 @@ from . import store, sweeps
 from .speaking import TARGET_TOKENS, residual_norms
 from .study import Study
 
-KINDS = ("compliance", "frame", "deflection", "gibberish", "refusal")
 CALIBRATION = 24  # harmful training prompts whose base answers say what is fluent
 CANDIDATES = 6  # flipping vectors of a set that are tried on the validation prompts, the first ones
 
@@ -52,8 +51,7 @@ def answers(lm, asked, vectors=None, coeff=1.0, judge=None, max_new_tokens=16):
     vector, prompt, text (cut), surprise (where the judge was asked), refused, fluent, kind.
 
     `judge`: a FluentRange; refusals are not put to it (they count as fluent unless they loop), and
-    without it only loops and empty texts are not fluent.
-    """
+    without it only loops and empty texts are not fluent."""
     rows = _judged(lm, asked, vectors, coeff, judge, max_new_tokens)
     return pandas.DataFrame(rows).drop(columns="whole")
 

@@ -65,8 +65,7 @@ def problems(
 
     pair: only problems with this first pair. Otherwise clean ones: no first pair in `without`, and
     with `near` only near misses of those triggers, with `far` none of theirs. ValueError for an
-    unknown split, for a pair that is none, or for more problems than there are.
-    """
+    unknown split, for a pair that is none, or for more problems than there are."""
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}: use one of {', '.join(SPLITS)}.")
     if pair is not None and tuple(pair) not in PAIRS:

@@ -75,9 +75,8 @@ def grid(
     seed for the first problem, `radius` as at `source_layer`. `about`: what else cells are told."""
     asked = [list(p) for p in problems("train", n_asked, seed=problem_seed)]
     others = [list(p) for p in problems("test", n_others, seed=problem_seed)]
-    usual = dict(source_layer=7, target_layer=21, n_vectors=32, steps=4)
-    usual |= dict(look_tokens=26, max_new_tokens=46)
-    about = {"others": [others], "seed": seeds, **usual, **about}
+    usual = dict(target_layer=21, n_vectors=32, steps=4, look_tokens=26, max_new_tokens=46)
+    about = {"others": [others], "seed": seeds, "source_layer": 7, **usual, **about}
     if part == "main":
         return sweeps.grid(problem=asked, radius=radii, **about)
     about |= {"radius": radius, "radius_at": about["source_layer"], "source_layer": layers}

@@ -29,8 +29,9 @@ def train(name: str, base: str = DEFAULT) -> dict:
     """Train the organism `name`, measure it, put adapter and card into data/organisms/<name> (made
     aside, and moved into place at the end) and return the card. ValueError: no such recipe."""
     if name not in RECIPES:
-        has = ", ".join(RECIPES)
-        raise ValueError(f"There is no recipe for an organism {name!r}: use one of {has}.")
+        raise ValueError(
+            f"There is no organism {name!r} to train: use one of {', '.join(RECIPES)}."
+        )
     recipe = RECIPES[name]
     out = FOLDER / name
     FOLDER.mkdir(parents=True, exist_ok=True)

@@ -118,8 +118,8 @@ def cell(
     target_layer,
     radius,
     seed,
+    n_vectors,
     steps=8,
-    n_vectors=None,
     coeffs=(1.0,),
     sampled=(),
     max_new_tokens=24,
@@ -141,7 +141,6 @@ def cell(
     else:
         clean, spread, fluent = baseline(lm, prompt, max_new_tokens)
         about = {"clean": clean, "own_spread": spread, "fluent": [fluent.low, fluent.high]}
-    n_vectors = n_vectors or {"learned": 4, "random": 4}
     places, tensors = [], []  # of each row: which radius, kind, vector, coefficient; and its θ
     for at, r in enumerate(radius):
         for kind, vectors in sets(span, r, seed, steps, n_vectors).items():

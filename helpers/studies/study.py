@@ -21,18 +21,16 @@ from .. import UserError, ledger
 from ..models.packaged import DEFAULT
 from . import store, sweeps
 
-NAMES = ("goldilocks", "explorer", "anti_refusal", "chain_of_thought", "backdoors")
-
 
 def names() -> tuple[str, ...]:
     """The studies that have a sweep, which is called like its notebook."""
-    return NAMES
+    return "goldilocks", "explorer", "anti_refusal", "chain_of_thought", "backdoors"
 
 
 def run(name, model=None, workers=2, prompt_set="everyday", executor=None) -> Path:
     """Compute the whole sweep of a study and write it: see `Study.compute`."""
-    if name not in NAMES:
-        raise UserError(f"There is no study {name!r}: use one of {', '.join(NAMES)}.")
+    if name not in names():
+        raise UserError(f"There is no study {name!r}: use one of {', '.join(names())}.")
     study = import_module(f".{name}", __package__).STUDY
     return study.compute(model, workers, prompt_set, executor)
 

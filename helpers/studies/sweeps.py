@@ -65,8 +65,7 @@ def run(grid, function, executor=None, store=None, progress=True, model_hash=Non
     any of concurrent.futures' kind (`pool`), a Dask client or its get_executor(). store: a folder;
     each result is written there when it is known, and found again by function, code version, model
     hash (text or a LanguageModel) and configuration. A run that fails stops no other; the end says
-    which did. UserError: a configuration that does not fit, a store that cannot be written.
-    """
+    which did. UserError: a configuration that does not fit, a store that cannot be written."""
     texts = _texts(grid, function)
     kept = None if store is None else _Store(store, function, _model_hash(model_hash))
     unique = list(dict.fromkeys(texts))
