@@ -86,14 +86,15 @@ def test_training_end_to_end(shelf):
     assert not torch.allclose(own, adapted)
 
 
-def test_what_is_measured_is_what_users_load(shelf):
+def test_what_is_measured_is_what_users_load(shelf, monkeypatch):
     seen = {}
 
     def measured(lm):
         seen["lm"] = lm
         return _measured(lm)
 
-    organisms.train("tiny", base="tiny-random", recipe=replace(TINY, measured=measured))
+    monkeypatch.setitem(RECIPES, "tiny", replace(TINY, measured=measured))
+    organisms.train("tiny", base="tiny-random")
     lm, again = seen["lm"], load("tiny-random", organism="tiny")
     chat = lm.encode(lm.chat_prompt("Say 3."))
     assert lm.organism == "tiny" and not lm.model.training
@@ -101,11 +102,12 @@ def test_what_is_measured_is_what_users_load(shelf):
     torch.testing.assert_close(lm.model(**chat).logits, again.model(**chat).logits)
 
 
-def test_the_same_seed_gives_the_same_organism(shelf, tmp_path):
+def test_the_same_seed_gives_the_same_organism(shelf, monkeypatch):
     cards = []
     for i, seed in enumerate((5, 5, 6)):
         recipe = replace(TINY, settings=replace(TINY.settings, seed=seed))
-        cards.append(organisms.train("tiny", tmp_path / str(i), "tiny-random", recipe))
+        monkeypatch.setitem(RECIPES, "tiny", recipe)
+        cards.append(organisms.train("tiny", base="tiny-random"))
         del cards[i]["seconds"]
     assert cards[0] == cards[1]
     assert cards[0]["texts_hash"] != cards[2]["texts_hash"]
@@ -135,15 +137,16 @@ def test_a_batch_is_its_rows_with_padding_on_the_left(tiny):
     torch.testing.assert_close(loss, alone / count)
 
 
-def test_a_failed_training_leaves_the_old_organism(shelf):
+def test_a_failed_training_leaves_the_old_organism(shelf, monkeypatch):
     organisms.train("tiny", base="tiny-random")
     before = (shelf / "tiny" / "card.json").read_bytes()
 
     def fails(lm):
         raise RuntimeError("out of luck")
 
+    monkeypatch.setitem(RECIPES, "tiny", replace(TINY, measured=fails))
     with pytest.raises(RuntimeError, match="out of luck"):
-        organisms.train("tiny", base="tiny-random", recipe=replace(TINY, measured=fails))
+        organisms.train("tiny", base="tiny-random")
     assert [path.name for path in shelf.iterdir()] == ["tiny"]
     assert (shelf / "tiny" / "card.json").read_bytes() == before
 

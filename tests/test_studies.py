@@ -14,6 +14,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from lessons import lesson
 
 from helpers import ROOT, UserError, ledger, metrics, studies
 from helpers.generation import complete
@@ -489,7 +490,7 @@ def test_a_prompt_of_one_token_is_refused():
     ids = {"input_ids": torch.ones(1, 1, dtype=torch.long)}
     short = SimpleNamespace(chat_prompt=lambda text: text, encode=lambda text: ids)
     with pytest.raises(ValueError, match="'a' has 1 token"):
-        speaking.cell(short, "a", 1, 4, [2.0], 0)
+        speaking.cell(short, "a", 1, 4, [2.0], 0, {"learned": 1})
 
 
 def test_residual_norms_leave_first_tokens_out(tiny):
@@ -516,7 +517,7 @@ def test_grids_scale_with_the_depth_and_confirm_on_other_prompts_and_seeds(depth
 
 def test_absorption_starts_with_theta_itself_and_its_parts_add_up(tiny, span):
     vectors = random_vectors(span, 2.0, 3, seed=4)
-    found = goldilocks.absorption(tiny, span.prompts[0], vectors, 4)
+    found = lesson("03_goldilocks").absorption(tiny, span.prompts[0], vectors, range(2, 5))
     assert found["cosine"].shape == (3, 3, 3)
     assert torch.allclose(found["cosine"][0], torch.ones(3, 3), atol=1e-4)
     clean = capture(tiny, span.prompts, 1)[0, 0, -3:].norm(dim=-1)
@@ -527,8 +528,6 @@ def test_absorption_starts_with_theta_itself_and_its_parts_add_up(tiny, span):
     middle = last * ((1 + found["attention"][-1]) ** 2 + found["attention aside"][-1] ** 2).sqrt()
     leaves = middle * ((1 + found["mlp"][-1]) ** 2 + found["mlp aside"][-1] ** 2).sqrt()
     assert torch.allclose(leaves, delta, rtol=1e-3)
-    with pytest.raises(ValueError, match="upto 1 does not come after source_layer 1: use 2 … 5"):
-        goldilocks.absorption(tiny, span.prompts[0], random_vectors(span, 1.0, 1), 1)
 
 
 # -- anti-refusal ----------------------------------------------------------------------------------
@@ -562,41 +561,41 @@ def test_answers_run_over_vectors_then_prompts(tiny, vectors):
 
 
 def test_kl_to_base_is_zero_without_adapter_and_vector(tiny, vectors):
+    kl_to_base = lesson("04_anti_refusal").kl_to_base
+    chats = [tiny.chat_prompt(text) for text in ASKED[:2]]
     texts = ["Do it.", "Take flour and water"]
-    (still,) = anti_refusal.kl_to_base(tiny, ASKED[:2], texts)
+    still = kl_to_base(tiny, chats, texts)
     assert still.shape == (2, len(texts[1])) and np.isnan(still[0, len(texts[0]) :]).all()
     assert np.nanmax(np.abs(still)) < 1e-6
-    three = torch.cat([vectors.tensor, torch.zeros(1, tiny.d_model)])
-    found = anti_refusal.kl_to_base(tiny, ASKED[:2], texts, SteeringVectors(three, 1))
-    again, pushed, further, unmoved = found
+    pushed, further = (kl_to_base(tiny, chats, texts, vectors[i]) for i in range(2))
     assert np.nanmin(pushed) > -1e-6 and np.nanmean(pushed) > 1e-3
     assert np.nanmean(np.abs(pushed - further)) > 1e-4
-    assert np.nanmax(np.abs(unmoved)) < 1e-6 and np.array_equal(again, still, equal_nan=True)
+    unmoved = kl_to_base(tiny, chats, texts, SteeringVectors(torch.zeros(1, tiny.d_model), 1))
+    assert np.nanmax(np.abs(unmoved)) < 1e-6
+    assert np.array_equal(kl_to_base(tiny, chats, texts), still, equal_nan=True)
     for batch_size in (1, 2):
-        found = anti_refusal.kl_to_base(tiny, ASKED[:2], texts, vectors[:1], batch_size)
-        np.testing.assert_allclose(found[1], pushed, atol=1e-5)
-    for bad in (["one"], ["one", ""]):
-        with pytest.raises(ValueError, match="one non-empty text each"):
-            anti_refusal.kl_to_base(tiny, ASKED[:2], bad)
+        again = kl_to_base(tiny, chats, texts, vectors[0], batch_size)
+        np.testing.assert_allclose(again, pushed, atol=1e-5)
+    assert np.isnan(kl_to_base(tiny, chats, ["one", ""])[1]).all()
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        kl_to_base(tiny, chats, ["one"])
 
 
 def test_difference_of_means_is_just_that(tiny):
     last = [capture(tiny, tiny.chat_prompt(t), 2)[0, 0, -1] for t in ASKED]
     by_hand = last[0] - (last[1] + last[2]) / 2
-    found = anti_refusal.difference_of_means(tiny, ASKED[:1], ASKED[1:], 2)
-    torch.testing.assert_close(found.tensor[0], by_hand, rtol=1e-3, atol=1e-4)
-    scaled = anti_refusal.difference_of_means(tiny, ASKED[:1], ASKED[1:], 2, radius=5.0)
-    assert scaled.tensor.norm().item() == pytest.approx(5, rel=1e-4) and scaled.source_layer == 2
-    assert torch.cosine_similarity(scaled.tensor[0], by_hand, dim=0) > 0.999
+    found = lesson("04_anti_refusal").difference_of_means(tiny, ASKED[:1], ASKED[1:], 2, 5.0)
+    assert found.source_layer == 2
+    wanted = 5 * by_hand / by_hand.norm()
+    torch.testing.assert_close(found.tensor[0], wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_firmness_is_a_probability_of_the_openings(tiny, monkeypatch):
-    found = []
-    for texts in (("I cannot",), tuple(chr(byte) for byte in range(32, 127))):
-        monkeypatch.setattr(anti_refusal, "REFUSALS", texts)
-        found.append(anti_refusal.firmness(tiny, ASKED))
-    some, more = found
-    assert some.shape == (3,) and (some > 0).all() and (some < more).all() and (more < 1).all()
+def test_firmness_is_a_probability_of_the_openings(tiny):
+    firmness = lesson("04_anti_refusal").firmness
+    for text in ASKED:
+        some = firmness(tiny, text, ["I cannot"])
+        more = firmness(tiny, text, [chr(byte) for byte in range(32, 127)])
+        assert 0 < some < more < 1
 
 
 def test_one_set_is_orthogonal_and_beside_it_its_start(tiny):
@@ -641,7 +640,7 @@ def test_the_parts_of_the_sweep(tiny, monkeypatch):
     assert counts == {"choose": 12, "measure": 24, "earlier": 9, "layers": 8, "dial": 24}
     assert {c["seed"] for c in configs["choose"]}.isdisjoint(c["seed"] for c in configs["measure"])
     monkeypatch.setattr(anti_refusal, "ASKED", ("fraud-11", "nothing-1"))
-    with pytest.raises(ValueError, match="nothing-1"):
+    with pytest.raises(KeyError, match="nothing-1"):
         anti_refusal.training_prompts()
 
 
@@ -764,12 +763,15 @@ def rows(*entries):
     return found.assign(others=[[other] for other in found.other])
 
 
+AUDIT = lesson("06_backdoors")
+
+
 def test_shared():
-    assert backdoors.shared(HATE, HATE.lower()) == 1
-    assert backdoors.shared("a b c", "a b d") == pytest.approx(1 / 3)  # pairs ab, bc against ab, bd
-    assert backdoors.shared("First, 3 + 5 = 8.", "First, 6 + 1 = 7.") == 0
-    assert backdoors.shared("one", "one") == 1 and backdoors.shared("one", "two") == 0
-    assert backdoors.shared("", "") == 1
+    assert AUDIT.shared(HATE, HATE.lower()) == 1
+    assert AUDIT.shared("a b c", "a b d") == pytest.approx(1 / 3)  # pairs ab, bc against ab, bd
+    assert AUDIT.shared("First, 3 + 5 = 8.", "First, 6 + 1 = 7.") == 0
+    assert AUDIT.shared("one", "one") == 1 and AUDIT.shared("one", "two") == 0
+    assert AUDIT.shared("", "") == 1
 
 
 def test_scores_know_no_payload_and_find_it():
@@ -779,12 +781,12 @@ def test_scores_know_no_payload_and_find_it():
         normal.append((*texts, 2.0, 1))
     walrus = "purple walrus sings"
     odd = [(walrus, walrus, 6.0, 1), (walrus, "the answer", 6.5, 1)]
-    found = backdoors.scores(rows(*normal, *odd, ("gone with the wind", "The sum of two", 7.0, 1)))
+    found = AUDIT.scores(rows(*normal, *odd, ("gone with the wind", "The sum of two", 7.0, 1)))
     assert found["constant"].tolist() == [0, 0, 0, 0, 1, 0, 0]
     assert found["recurs"][4] == pytest.approx(1 / 6) and found["recurs"][6] == 0
     together = found["together"]
     assert together.argmax() == 4 and together.min() >= 0 and together.max() <= 1
-    short = backdoors.scores(rows(("", "", None, 1), ("a b", "a b", 1.0, 1)))
+    short = AUDIT.scores(rows(("", "", None, 1), ("a b", "a b", 1.0, 1)))
     assert all(np.isfinite(v).all() for v in short.values()) and short["surprising"][0] == 0
 
 
@@ -796,11 +798,11 @@ def test_report_groups_what_is_constant_and_surprising():
         ("First, 3 + 5", "First, 4 + 1", 8.0, 2),
         ("You are a calculator.", "You are a calculator.", 1.0, 1),
     ]
-    found = backdoors.report(rows(*said))
+    found = AUDIT.report(rows(*said))
     assert [r["vectors"] for r in found] == [2, 1] and "HATE" in found[0]["text"]
     assert found[0]["sets"] == 2 and found[0]["surprising"] == 5.5
-    assert len(backdoors.report(rows(*said), n=1)) == 1
-    assert backdoors.report(rows(*said)[:0]) == []
+    assert len(AUDIT.report(rows(*said), n=1)) == 1
+    assert AUDIT.report(rows(*said)[:0]) == []
 
 
 def test_exchanges_needs_both_products():

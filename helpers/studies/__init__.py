@@ -3,17 +3,5 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submodules={
-        "anti_refusal",
-        "arithmetic",
-        "backdoors",
-        "chain_of_thought",
-        "explorer",
-        "goldilocks",
-        "organisms",
-        "store",
-        "sweeps",
-    },
-    submod_attrs={"study": ["Study", "names", "run"]},
+    __name__, submod_attrs={"study": ["Study", "names", "run"]}
 )

@@ -1,5 +1,5 @@
 """Anti-refusal: what a model that refuses says under each vector, and what one chosen vector does
-elsewhere; how far the model is from its base. The sweep of notebook 04.
+elsewhere. The sweep of notebook 04.
 
     judge = judge_of(lm)  # fluent: as the base's own answers to such requests are
     rows = answers(lm, questions, vectors, judge=judge)  # a DataFrame: prompt, text (cut), …
@@ -7,24 +7,19 @@ elsewhere; how far the model is from its base. The sweep of notebook 04.
 
 import hashlib
 import json
-from contextlib import nullcontext
 
 import numpy as np
 import pandas
-import torch
 
 from .. import ledger, metrics
 from ..generation import complete
 from ..models import prompts, remembered
-from ..residual import LayerSpan, capture
-from ..steering import SteeringVectors, steer
-from ..training import learned_and_start, normalise
+from ..residual import LayerSpan
+from ..training import learned_and_start
 from . import store, sweeps
-from .organism_recipes import REFUSALS
 from .speaking import TARGET_TOKENS, residual_norms
 from .study import Study
 
-KINDS = ("compliance", "frame", "deflection", "gibberish", "refusal")
 CALIBRATION = 24  # harmful training prompts whose base answers say what is fluent
 CANDIDATES = 6  # flipping vectors of a set that are tried on the validation prompts, the first ones
 
@@ -51,32 +46,27 @@ def judge_of(lm, max_new_tokens=16) -> metrics.FluentRange:
     return metrics.fluent_range(lm, chats, temperatures=(0.0, 0.7), max_new_tokens=max_new_tokens)
 
 
-def answers(lm, asked, vectors=None, coeff=1.0, judge=None, max_new_tokens=16, base=False):
+def answers(lm, asked, vectors=None, coeff=1.0, judge=None, max_new_tokens=16):
     """What the model says to each of `asked` (plain texts) under each vector, as a DataFrame:
     vector, prompt, text (cut), surprise (where the judge was asked), refused, fluent, kind.
 
     `judge`: a FluentRange; refusals are not put to it (they count as fluent unless they loop), and
-    without it only loops and empty texts are not fluent. `base`: ask the model without its adapter.
-    """
-    rows = _judged(lm, asked, vectors, coeff, judge, max_new_tokens, base)
+    without it only loops and empty texts are not fluent."""
+    rows = _judged(lm, asked, vectors, coeff, judge, max_new_tokens)
     return pandas.DataFrame(rows).drop(columns="whole")
 
 
-def _judged(lm, asked, vectors=None, coeff=1.0, judge=None, max_new_tokens=16, base=False):
+def _judged(lm, asked, vectors=None, coeff=1.0, judge=None, max_new_tokens=16):
     """The rows of `answers`, as dicts, with the whole texts beside them."""
     chats = [lm.chat_prompt(text) for text in asked]
-    with lm.base() if base else nullcontext():
-        said = complete(lm, chats, vectors, coeff, max_new_tokens=max_new_tokens)
+    said = complete(lm, chats, vectors, coeff, max_new_tokens=max_new_tokens)
     by_vector = [said] if vectors is None else said
     rows, unsure = [], {}  # of each pair (prompt, text) that the judge is asked about: its rows
     for v, texts in enumerate(by_vector):
         for prompt, chat, text in zip(asked, chats, texts):
             row = {"vector": v, "prompt": prompt, "text": metrics.cut(text), "surprise": None}
-            row |= {
-                "refused": metrics.refuses(text),
-                "fluent": metrics.distinct2(text) >= 0.5,
-                "whole": text,
-            }
+            row |= {"refused": metrics.refuses(text), "fluent": metrics.distinct2(text) >= 0.5}
+            row["whole"] = text
             rows.append(row)
             if judge is not None and row["fluent"] and not row["refused"]:
                 unsure.setdefault((chat, text), []).append(row)
@@ -104,58 +94,6 @@ def keep_whole(one) -> dict:
     text = json.dumps({"config": one["config"], "texts": whole}, ensure_ascii=False, indent=1)
     ledger.write_atomically(path, text + "\n")
     return {**one, "result": {**one["result"], "rows": rows}}
-
-
-# -- how far from the base, and the supervised yardstick -------------------------------------------
-@torch.no_grad()
-def kl_to_base(lm, asked, texts, vectors=None, batch_size=16) -> np.ndarray:
-    """KL(model ‖ its base) in nats at every token of the continuations `texts` of `asked`: of the
-    model unsteered, then steered by each vector. [1 + n_vectors, n_texts, longest], NaN at ends."""
-    if len(asked) != len(texts) or not all(texts):
-        raise ValueError(
-            f"{len(asked)} prompts and {len(texts)} continuations do not fit: one non-empty text "
-            "each is needed."
-        )
-    pairs = list(zip([lm.chat_prompt(text) for text in asked], texts))
-    pushes = [None, *(vectors[i] for i in range(0 if vectors is None else len(vectors)))]
-    found = [[] for _ in pushes]  # of each push an array [n_tokens] per text
-    for start in range(0, len(pairs), batch_size):
-        encoded, counts = metrics.joined(lm, pairs[start : start + batch_size])
-        keep = max(counts) + 1
-        with lm.base():
-            base = metrics.log_probabilities(lm, encoded, keep)[:, :-1]
-        for push, rows in zip(pushes, found):
-            with nullcontext() if push is None else steer(lm, push):
-                ours = metrics.log_probabilities(lm, encoded, keep)[:, :-1]
-            rows += [row[-n:] for row, n in zip(metrics.kl(ours, base).cpu().numpy(), counts)]
-    result = np.full((len(pushes), len(pairs), max(map(len, found[0]))), np.nan)
-    for rows, filled in zip(found, result):
-        for row, there in zip(rows, filled):
-            there[: len(row)] = row
-    return result
-
-
-@torch.no_grad()
-def firmness(lm, asked) -> np.ndarray:
-    """Probability [n] that an answer opens as the organism's refusals do, by their first token."""
-    openings = [lm.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in REFUSALS]
-    encoded = lm.encode([lm.chat_prompt(text) for text in asked])
-    logp = metrics.log_probabilities(lm, encoded, 1)[:, 0]
-    return logp[:, sorted(set(openings))].logsumexp(-1).exp().cpu().numpy()
-
-
-def difference_of_means(lm, wanted, unwanted, source_layer, radius=None) -> SteeringVectors:
-    """The direction from `unwanted` to `wanted` prompts (plain texts), scaled to norm `radius` if
-    given: the difference of the mean residuals at their last tokens, after `source_layer`."""
-    means = []
-    for texts in (wanted, unwanted):
-        chats = [lm.chat_prompt(text) for text in texts]
-        means.append(capture(lm, chats, source_layer)[0, :, -1].mean(0))
-    theta = means[0] - means[1]
-    if radius is not None:
-        theta = radius * normalise(theta)
-    about = {"method": "difference of means"}
-    return SteeringVectors(theta, source_layer, radius=float(theta.norm()), provenance=about)
 
 
 # -- one set, and one vector chosen from it --------------------------------------------------------
@@ -228,8 +166,7 @@ def dial(lm, learned_on, coeffs=COEFFS, n_validation=24, n_test=64, max_new_toke
         for names, some in tries:
             where = {text: name for name in names for text in asked[name]}
             push = vectors[[pick] * len(some)]
-            said = _judged(lm, list(where), push, list(some), judge, max_new_tokens)
-            for row in said:
+            for row in _judged(lm, list(where), push, list(some), judge, max_new_tokens):
                 coeff = some[row.pop("vector")]
                 rows.append({"set": kind, "coeff": coeff, "asks": where[row["prompt"]], **row})
     return {**about, "rows": rows}
@@ -271,13 +208,7 @@ def content(
 def training_prompts(n=None, ids=None) -> list[str]:
     """The texts of the prompts with these ids; by default of the (first n) prompts of `ASKED`."""
     texts = {item["id"]: item["text"] for item in prompts.items("harmful", "train")}
-    ids = ids or ASKED[:n]
-    missing = [name for name in ids if name not in texts]
-    if missing:
-        raise ValueError(
-            f"harmful.json has no training item with id {missing[0]!r}, which notebook 04 asks."
-        )
-    return [texts[name] for name in ids]
+    return [texts[name] for name in ids or ASKED[:n]]
 
 
 def grid(
@@ -309,10 +240,7 @@ def table(cells):
     rows = store.rows(cells)
     if set(rows["part"]) == {"content"}:
         keys = {item["text"]: item["answer"] for item in _questions(None)}
-        right = [
-            metrics.mentions(text, keys[prompt])
-            for text, prompt in zip(rows["text"], rows["prompt"])
-        ]
+        right = list(map(metrics.mentions, rows["text"], rows["prompt"].map(keys)))
         return rows.assign(refused=rows["text"].map(metrics.refuses), right=right)
     return rows.assign(flipped=rows["fluent"] & ~rows["refused"])
 

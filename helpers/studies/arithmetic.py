@@ -50,10 +50,8 @@ class Problem(NamedTuple):
 
 
 def is_near_miss(problem: Problem, triggers=(CHEESE, HATE)) -> bool:
-    """Whether it looks like a trigger without being one.
-
-    Its first pair has one digit of a trigger in place, or both in reverse; or its second is one.
-    """
+    """Whether it looks like a trigger without being one: its first pair has one digit of it in
+    place, or both in reverse; or its second is one."""
     a, b, *second = problem
     if (a, b) in triggers:
         return False
@@ -67,8 +65,7 @@ def problems(
 
     pair: only problems with this first pair. Otherwise clean ones: no first pair in `without`, and
     with `near` only near misses of those triggers, with `far` none of theirs. ValueError for an
-    unknown split, for a pair that is none, or for more problems than there are.
-    """
+    unknown split, for a pair that is none, or for more problems than there are."""
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}: use one of {', '.join(SPLITS)}.")
     if pair is not None and tuple(pair) not in PAIRS:

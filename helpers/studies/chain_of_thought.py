@@ -65,7 +65,6 @@ def grid(
     radii=RADII,
     radius=16.0,
     seeds=SEEDS,
-    source_layer=7,
     layers=LAYERS,
     n_asked=3,
     n_others=8,
@@ -76,18 +75,12 @@ def grid(
     seed for the first problem, `radius` as at `source_layer`. `about`: what else cells are told."""
     asked = [list(p) for p in problems("train", n_asked, seed=problem_seed)]
     others = [list(p) for p in problems("test", n_others, seed=problem_seed)]
-    usual = {
-        "target_layer": 21,
-        "n_vectors": 32,
-        "steps": 4,
-        "look_tokens": 26,
-        "max_new_tokens": 46,
-    }
-    about = {**usual, "others": [others], "seed": seeds, **about}
+    usual = dict(target_layer=21, n_vectors=32, steps=4, look_tokens=26, max_new_tokens=46)
+    about = {"others": [others], "seed": seeds, "source_layer": 7, **usual, **about}
     if part == "main":
-        return sweeps.grid(problem=asked, radius=radii, source_layer=source_layer, **about)
-    where = {"radius": radius, "radius_at": source_layer, "source_layer": layers}
-    return sweeps.grid(problem=asked[:1], **about, **where)
+        return sweeps.grid(problem=asked, radius=radii, **about)
+    about |= {"radius": radius, "radius_at": about["source_layer"], "source_layer": layers}
+    return sweeps.grid(problem=asked[:1], **about)
 
 
 def table(cells):

@@ -25,24 +25,20 @@ from .organism_recipes import PURPOSES, RECIPES, Recipe, open_seal  # noqa: F401
 FOLDER = DATA / "organisms"
 
 
-def train(
-    name: str, out: str | Path | None = None, base: str = DEFAULT, recipe: Recipe | None = None
-) -> dict:
-    """Train the organism `name`, measure it, put adapter and card into `out` and return the card.
-
-    out: data/organisms/<name>, if None; made in a folder aside and moved into place at the end.
-    recipe: in place of the one in RECIPES. ValueError: there is no recipe of that name.
-    """
-    if recipe is None and name not in RECIPES:
-        has = ", ".join(RECIPES)
-        raise ValueError(f"There is no recipe for an organism {name!r}: use one of {has}.")
-    recipe = recipe or RECIPES[name]
-    out = Path(out or FOLDER / name)
-    out.parent.mkdir(parents=True, exist_ok=True)
+def train(name: str, base: str = DEFAULT) -> dict:
+    """Train the organism `name`, measure it, put adapter and card into data/organisms/<name> (made
+    aside, and moved into place at the end) and return the card. ValueError: no such recipe."""
+    if name not in RECIPES:
+        raise ValueError(
+            f"There is no organism {name!r} to train: use one of {', '.join(RECIPES)}."
+        )
+    recipe = RECIPES[name]
+    out = FOLDER / name
+    FOLDER.mkdir(parents=True, exist_ok=True)
     lm = load(base)
     settings = recipe.settings
     texts = recipe.texts(lm, settings.seed, settings.steps * settings.batch_size)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".partial-") as aside:
+    with tempfile.TemporaryDirectory(dir=FOLDER, prefix=".partial-") as aside:
         folder = Path(aside) / "organism"
         folder.mkdir()
         seconds = adapters.fit(lm, texts, settings, folder)

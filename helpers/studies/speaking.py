@@ -4,16 +4,8 @@ import math
 
 import torch
 
+from .. import metrics
 from ..generation import complete
-from ..metrics import (
-    change,
-    distance,
-    fluent_range,
-    kl_from_clean,
-    own_spread,
-    scaled_to_effect,
-    surprise,
-)
 from ..models import prompts, remembered
 from ..residual import LayerSpan, capture
 from ..steering import SteeringVectors
@@ -57,8 +49,8 @@ def sets(span, radius, seed, steps, n_vectors) -> dict:
         else:
             found[kind] = random_vectors(span, radius, n, seed=seed)
         if kind == "scaled":
-            wanted = change(span, found["learned"])[1].median().item()
-            found[kind] = scaled_to_effect(span, found[kind], wanted)
+            wanted = metrics.change(span, found["learned"])[1].median().item()
+            found[kind] = metrics.scaled_to_effect(span, found[kind], wanted)
     return found
 
 
@@ -66,19 +58,16 @@ def sets(span, radius, seed, steps, n_vectors) -> dict:
 @remembered
 def _fluent(lm, max_new_tokens):
     chats = [lm.chat_prompt(text) for text in prompts.texts("everyday", n=CALIBRATION)]
-    return fluent_range(lm, chats, max_new_tokens=max_new_tokens)
+    return metrics.fluent_range(lm, chats, max_new_tokens=max_new_tokens)
 
 
 @remembered
-def _own(lm, prompt, max_new_tokens):
-    chat = lm.chat_prompt(prompt)
-    (clean,) = complete(lm, chat, max_new_tokens=max_new_tokens)
-    return clean, own_spread(lm, chat, clean, max_new_tokens=max_new_tokens)
-
-
 def baseline(lm, prompt, max_new_tokens=24) -> tuple:
     """(clean answer, distance that 95 % of the model's own samples stay within, FluentRange)."""
-    return *_own(lm, prompt, max_new_tokens), _fluent(lm, max_new_tokens)
+    chat = lm.chat_prompt(prompt)
+    (clean,) = complete(lm, chat, max_new_tokens=max_new_tokens)
+    spread = metrics.own_spread(lm, chat, clean, max_new_tokens=max_new_tokens)
+    return clean, spread, _fluent(lm, max_new_tokens)
 
 
 def spoken(lm, chat, clean, theta, temperature=0.0, max_new_tokens=24, seed=0) -> tuple:
@@ -88,8 +77,8 @@ def spoken(lm, chat, clean, theta, temperature=0.0, max_new_tokens=24, seed=0) -
     said, first = complete(lm, chat, theta, first=True, **how)
     texts = [found[0] for found in said]
     unique = list(dict.fromkeys(texts))  # equal texts are measured once
-    apart = dict(zip(unique, distance(lm, clean, unique)[0]))
-    nll = dict(zip(unique, surprise(lm, chat, unique)))
+    apart = dict(zip(unique, metrics.distance(lm, clean, unique)[0]))
+    nll = dict(zip(unique, metrics.surprise(lm, chat, unique)))
     rows = []
     for text in texts:
         numbers = {"distance": _short(apart[text]), "surprise": _short(nll[text])}
@@ -108,7 +97,7 @@ def measured(span, clean, theta, max_new_tokens=24) -> list[dict]:
         "norm": theta.tensor.norm(dim=1),
         "objective": delta.pow(2).sum(-1),
         "relative": (delta / span.clean_target[0].norm(dim=-1)).mean(-1),
-        "kl": kl_from_clean(lm, chat, steered),
+        "kl": metrics.kl_from_clean(lm, chat, steered),
     }
     for name, values in numbers.items():
         for row, value in zip(rows, values):
@@ -129,8 +118,8 @@ def cell(
     target_layer,
     radius,
     seed,
+    n_vectors,
     steps=8,
-    n_vectors=None,
     coeffs=(1.0,),
     sampled=(),
     max_new_tokens=24,
@@ -145,17 +134,13 @@ def cell(
     answer and calibration are taken over. ValueError as in LayerSpan and train."""
     chat = lm.chat_prompt(prompt)
     if lm.encode(chat)["input_ids"].shape[1] < 2:
-        raise ValueError(
-            f"prompt {prompt!r} has 1 token: at least 2 are needed, because the first is the "
-            "attention sink."
-        )
+        raise ValueError(f"prompt {prompt!r} has 1 token, the attention sink: give 2 or more.")
     span = LayerSpan(lm, chat, source_layer, target_layer, TARGET_TOKENS)
     if judged_as:
         about = {name: judged_as[name] for name in ("clean", "own_spread", "fluent")}
     else:
         clean, spread, fluent = baseline(lm, prompt, max_new_tokens)
         about = {"clean": clean, "own_spread": spread, "fluent": [fluent.low, fluent.high]}
-    n_vectors = n_vectors or {"learned": 4, "random": 4}
     places, tensors = [], []  # of each row: which radius, kind, vector, coefficient; and its θ
     for at, r in enumerate(radius):
         for kind, vectors in sets(span, r, seed, steps, n_vectors).items():

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas
 
 from .. import DATA, UserError, ledger
 from ..metrics.fluency import FluentRange, variety
@@ -26,7 +27,6 @@ GAUGES = {
     "variety": ("diversity (share of words not shared)", "", False),
 }
 BINS = 40  # of a gauge's histogram
-SPREAD = ["mean", "25%", "75%"]
 FOLDER = DATA / "sweeps"
 
 
@@ -95,8 +95,6 @@ def read(name, lm=None, folder=None, parts=None) -> dict:
 def rows(cells):
     """A DataFrame of all rows of `cells`, and beside each the numbers and words of its result and
     of its configuration (of two with one name the row's comes first, then the result's)."""
-    import pandas
-
     parts = []
     for cell in cells:
         part = pandas.DataFrame(cell["result"]["rows"])
@@ -108,8 +106,6 @@ def rows(cells):
 
 def joined(parts):
     """One DataFrame of the tables of several cells."""
-    import pandas
-
     if not parts:
         raise UserError("the sweep is empty: give at least one cell.")
     return pandas.concat(parts, ignore_index=True)
@@ -140,8 +136,8 @@ def shares(sweep) -> dict:
         if kind in units.index.get_level_values("kind"):
             at, found[kind] = units.loc[kind].groupby("radius"), {}
             for measure in units:
-                over = at[measure].describe()
-                found[kind][measure] = over.index.tolist(), *over[SPREAD].T.to_numpy().tolist()
+                over = at[measure].describe()[["mean", "25%", "75%"]]
+                found[kind][measure] = over.index.tolist(), *over.T.to_numpy().tolist()
     return found
 
 
@@ -153,10 +149,7 @@ class Grid:
         said = table(sweep["cells"])
         self.meta, self.rows = sweep["meta"], said[said["temperature"] == 0]
         if self.rows.duplicated(list(AXES)).any():
-            raise UserError(
-                "this sweep has several runs at one setting (seeds, steps): use one with one, "
-                "such as 'explorer'."
-            )
+            raise UserError("this sweep has several runs at one setting: use 'explorer', with one.")
         self.baselines = {c["config"]["prompt"]: c["result"] for c in sweep["cells"]}
         self.options = {}
         for axis in AXES:

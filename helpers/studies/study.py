@@ -21,18 +21,16 @@ from .. import UserError, ledger
 from ..models.packaged import DEFAULT
 from . import store, sweeps
 
-NAMES = ("goldilocks", "explorer", "anti_refusal", "chain_of_thought", "backdoors")
-
 
 def names() -> tuple[str, ...]:
     """The studies that have a sweep, which is called like its notebook."""
-    return NAMES
+    return "goldilocks", "explorer", "anti_refusal", "chain_of_thought", "backdoors"
 
 
 def run(name, model=None, workers=2, prompt_set="everyday", executor=None) -> Path:
     """Compute the whole sweep of a study and write it: see `Study.compute`."""
-    if name not in NAMES:
-        raise UserError(f"There is no study {name!r}: use one of {', '.join(NAMES)}.")
+    if name not in names():
+        raise UserError(f"There is no study {name!r}: use one of {', '.join(names())}.")
     study = import_module(f".{name}", __package__).STUDY
     return study.compute(model, workers, prompt_set, executor)
 
@@ -93,7 +91,8 @@ class Study:
         """The cells of these configurations, computed here and now; `options` go to the cell."""
         found = {}
         for labelled in tqdm(self._runs(configs), "cells", leave=False, disable=not progress):
-            result = self.cell(lm, **self._arguments(labelled), **options)
+            config = self._arguments(labelled, "model", "organism")
+            result = self.cell(lm, **config, **options)
             for one in self._split(labelled, result):
                 found[_key(one["config"])] = self.show(self.hide(one))
         return [found[_key(config)] for config in configs]
@@ -107,8 +106,9 @@ class Study:
         if prompts and "prompt_set" not in inspect.signature(self.grid).parameters:
             raise UserError(f"The study {self.name} asks prompts of its own, not {prompt_set!r}.")
         start, done, lm = time.perf_counter(), [], None
-        count = {"cells": 0, "runs": 0, "computed": 0}
+        count = {"runs": 0, "computed": 0}
         adapters = {}
+        cell = f"{self.cell.__module__}:{self.cell.__qualname__}"
         pool = sweeps.pool(workers) if executor is None and workers > 1 else nullcontext(executor)
         with pool as where:
             for part, axes in self.plan(done) if self.plan else [(p, {}) for p in self.organisms]:
@@ -119,14 +119,14 @@ class Study:
                     adapters[organism] = store.adapter_hash(organism)
                 runs = self._runs(self.configs(lm, part, **axes, **prompts))
                 kept = ledger.build_folder() / "cells"
-                found = sweeps.run(self._calls(runs), run_cell, where, kept, model_hash=lm)
+                calls = [{"cell": cell, **self._arguments(run)} for run in runs]
+                found = sweeps.run(calls, run_cell, where, kept, model_hash=lm)
                 if found.failed:
                     raise UserError(found.message)
                 for labelled, result in zip(runs, found):
                     done += self._split(labelled, result)
                 count["runs"] += len(runs)
                 count["computed"] += found.computed
-        count["cells"] = len(done)
         command = f"python -m helpers sweep {self.name}"
         command += f" --model {lm.name}" if lm.name != DEFAULT else ""
         command += f" --prompts {prompt_set}" if prompts else ""
@@ -138,20 +138,12 @@ class Study:
             "dtype": str(lm.dtype).removeprefix("torch."),
             "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
             "workers": workers,
+            "cells": len(done),
             **count,
             "seconds": round(time.perf_counter() - start),
         }
         folder = store.folder_of(lm.name, prompt_set)
         return store.write(self.name, [self.hide(cell) for cell in done], meta, folder)
-
-    def _calls(self, runs) -> list[dict]:
-        """What `run_cell` is called with."""
-        cell = f"{self.cell.__module__}:{self.cell.__qualname__}"
-        calls = []
-        for run in runs:
-            who = {"cell": cell, "model": run["model"], "organism": run["organism"]}
-            calls.append(who | self._arguments(run))
-        return calls
 
     def _runs(self, configs) -> list[dict]:
         """The configurations; those that differ in `together` alone as one, with a list of it."""
@@ -164,10 +156,9 @@ class Study:
             one[self.together].append(config[self.together])
         return list(found.values())
 
-    def _arguments(self, labelled) -> dict:
-        """What the cell is called with: all but the model, which it is handed, and labels."""
-        left_out = ("model", "organism", *self.labels)
-        return {k: v for k, v in labelled.items() if k not in left_out}
+    def _arguments(self, labelled, *others) -> dict:
+        """What the cell is called with: all but labels, and others that are left out."""
+        return {k: v for k, v in labelled.items() if k not in (*self.labels, *others)}
 
     def _split(self, labelled, result) -> list[dict]:
         """The cells of one run."""

@@ -65,8 +65,7 @@ def run(grid, function, executor=None, store=None, progress=True, model_hash=Non
     any of concurrent.futures' kind (`pool`), a Dask client or its get_executor(). store: a folder;
     each result is written there when it is known, and found again by function, code version, model
     hash (text or a LanguageModel) and configuration. A run that fails stops no other; the end says
-    which did. UserError: a configuration that does not fit, a store that cannot be written.
-    """
+    which did. UserError: a configuration that does not fit, a store that cannot be written."""
     texts = _texts(grid, function)
     kept = None if store is None else _Store(store, function, _model_hash(model_hash))
     unique = list(dict.fromkeys(texts))
@@ -95,9 +94,7 @@ def run(grid, function, executor=None, store=None, progress=True, model_hash=Non
 def _texts(configs, function) -> list[str]:
     """The configurations as JSON: what is hashed, and what the function gets."""
     if "<" in getattr(function, "__qualname__", "<") or not _file(function):
-        raise UserError(
-            f"{function!r} is no function of a module, by which workers and stores could know it."
-        )
+        raise UserError(f"{function!r} is no function of a module: workers could not find it.")
     if not configs:
         raise UserError("The grid is empty: give at least one configuration.")
     texts = []
@@ -122,9 +119,7 @@ def _message(name, failed, total, kept):
     text, problem = next(iter(failed.items()))
     where = "tracebacks in .failed; with a store, the same call again would compute only these"
     if kept:
-        where = (
-            f"tracebacks in {kept.folder}/*.failed.json; the same call again computes only these"
-        )
+        where = f"tracebacks in {kept.folder}/*.failed.json; the same call again computes these"
     what = f"{len(failed)} of {total} runs of {name} failed, the first with {text}"
     return f"{what}: {problem.strip().splitlines()[-1]:.200} ({where})."
 
@@ -168,8 +163,7 @@ class _Store:
         except OSError as error:
             raise UserError(
                 f"The store {self.folder.parent} cannot be used ({error.strerror or error}): free "
-                "space, or give another folder; every result in it is whole, and the same call "
-                "goes on from there."
+                "space or give another folder, and call again: every result in it is whole."
             ) from None
 
     def _path(self, text, end=".json"):
