@@ -91,8 +91,8 @@ class Study:
         """The cells of these configurations, computed here and now; `options` go to the cell."""
         found = {}
         for labelled in tqdm(self._runs(configs), "cells", leave=False, disable=not progress):
-            config = self._arguments(labelled, "model", "organism")
-            result = self.cell(lm, **config, **options)
+            config = json.loads(_key(self._arguments(labelled, "model", "organism")))
+            result = self.cell(lm, **config, **options)  # in the order that a worker gets it
             for one in self._split(labelled, result):
                 found[_key(one["config"])] = self.show(self.hide(one))
         return [found[_key(config)] for config in configs]
