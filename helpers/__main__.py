@@ -51,10 +51,9 @@ def _notebooks(options) -> int:
 
     names = options.notebooks
     if options.command == "check":
-        problems = notebooks.check(names)
-        print("\n".join(problems) or "The committed notebooks are current, in order and clean.")
-        return int(bool(problems))
-    if options.command == "refresh":
+        failed = notebooks.check(names)
+        print("\n".join(failed) or "The committed notebooks are current, in order and clean.")
+    elif options.command == "refresh":
         failed = runner.refresh(names, workers=options.workers)
     else:
         typed = {name: parameters.parse_value(value) for name, value in options.p}

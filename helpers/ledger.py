@@ -257,8 +257,7 @@ def into_readme(text: str, build: str | Path | None = None) -> str:
 
 
 def terminal_table(rows: list[dict]) -> str:
-    """The rows of `entries` for a terminal of 100 columns: verdict, id, our numbers; one line for
-    all others."""
+    """The rows of `entries` for a terminal of 100 columns: verdict, id, our numbers."""
     tried = [row for row in rows if row["verdict"] != "not attempted"]
     ids = max([len(row["id"]) for row in tried], default=0)
     lines = ["", "Claims (published ones beside them: build/ledger.md)"]

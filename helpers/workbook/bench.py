@@ -47,8 +47,7 @@ silent_train = partial(train, progress=False)
 
 
 def seconds(*runs, repeats=5) -> list[float]:
-    """Median seconds of each callable, after a round that warms up; they take turns, so that a
-    noisy machine is noisy to all."""
+    """Median seconds of each, after a round that warms up; in turns, so that noise meets all."""
     rounds = []
     for _ in range(repeats + 1):
         rounds.append([timed(run)[1] for run in runs])
@@ -182,8 +181,7 @@ def exponent(sizes, values) -> float:
 
 
 def grow(axis, values, base=SIZES, repeats=3) -> dict:
-    """Time and arithmetic of training, and memory of a gradient step with all vectors in one chunk,
-    along one axis; each with its exponent."""
+    """Time and arithmetic of training, memory of a gradient step in one chunk; and exponents."""
     runs, steps = [], []
     for size in values:
         sizes = {**base, axis: size}

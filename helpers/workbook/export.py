@@ -26,8 +26,7 @@ figure works (its page fetches the public JavaScript of ipywidgets).</small></p>
 
 
 def with_widgets(nb, folder=None):
-    """The notebook with the slider as an output of its tagged cell, and its state in the metadata.
-    `folder`: of the sweeps."""
+    """The notebook with the slider in its tagged cell, from the sweeps in `folder`."""
     version = {"version_major": 2, "version_minor": 0}
     for cell in tagged(nb, "radius-slider"):
         sweep = store.read(

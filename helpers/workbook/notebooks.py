@@ -87,8 +87,7 @@ def hash_of(value) -> str:
 
 
 def widget_errors(nb) -> list[str]:
-    """Errors that ipywidgets' callbacks swallowed: they show in the state of an Output widget, or
-    in a panel, and no tool fails on them."""
+    """Errors of ipywidgets' callbacks: they show in an Output or a panel, and no tool fails."""
     found = []
     for model in nb.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {}).values():
         state = model.get("state", {})
@@ -107,8 +106,7 @@ def _without_paths(text):
 
 
 def _clean(output):
-    """An output without machine paths and widget views (their state is not committed); None where
-    only the view's "VBox(children=…" would be left."""
+    """An output without machine paths and widget views; None where a view's text would be left."""
     if "text" in output:
         output["text"] = _without_paths(output["text"])
     data = output.get("data", {})

@@ -8,6 +8,7 @@ calibrated`, `RADII: calibrated`), and adapters and stored sweeps are left out.
 import ast
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 
 import yaml
@@ -30,8 +31,7 @@ def parse_value(text: str):
 
 
 def read_recipe(path) -> tuple[list | None, dict]:
-    """(notebooks or None, parameters) of a YAML recipe: NAME: value lines, or the two keys
-    notebooks and parameters."""
+    """(notebooks or None, parameters) of a YAML recipe: these two keys, or parameters alone."""
     try:
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -99,16 +99,14 @@ def for_model(own: dict, asked: dict, model: str | None) -> dict:
     from ..models import load
 
     lm = load(asked.get("MODEL") or model or next(iter(own.values()))["MODEL"])
-    shares, radii = {}, {}
+    shares, measured = {}, cache(partial(calibrated, lm))
     for path, parameters in own.items():
         rule = by_rule(parameters, model, lm.n_layers) if model else {}
         share = _known({**rule, **asked}, parameters)
         if CALIBRATED in share.values():
             values = {**parameters, **share}
-            place = values["SOURCE_LAYER"], values["TARGET_LAYER"]
-            if place not in radii:
-                radii[place] = calibrated(lm, *place)
-            share |= {k: v for k, v in radii[place].items() if share.get(k) == CALIBRATED}
+            radii = measured(values["SOURCE_LAYER"], values["TARGET_LAYER"])
+            share |= {k: v for k, v in radii.items() if share.get(k) == CALIBRATED}
         shares[path] = share
     return shares
 
@@ -127,8 +125,7 @@ def by_rule(parameters: dict, model: str, n_layers: int) -> dict:
 
 
 def calibrated(lm, source: int, target: int) -> dict:
-    """RADIUS and RADII (2 digits) by the radius at which block `source` to `target` is as
-    nonlinear as the rule says, on three prompts."""
+    """RADIUS and RADII (2 digits) by the radius that the rule calibrates on three prompts."""
     from ..models import prompts
     from ..residual import LayerSpan
     from ..training import calibrated_radius

@@ -193,8 +193,7 @@ def _run_all(shares, folder, default, workers):
 
 
 def refresh(notebooks=None, build=None, workers=None):
-    """Bring committed notebooks up to date: a default run, whose outputs are cleaned and put into
-    the sources. A notebook that failed is left as it was. Returns their names."""
+    """A default run, its outputs put into the sources; returns what failed, and stays as it was."""
     build, paths = ledger.build_folder(build).resolve(), resolve(notebooks)
     failed = run(paths, build=build, workers=workers)
     for path in paths:
