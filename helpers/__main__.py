@@ -21,8 +21,8 @@ def parser() -> argparse.ArgumentParser:
     for command in (run, refresh):
         about = "notebooks at a time (default: 2), each on one thread where N > 1"
         command.add_argument("--workers", type=int, metavar="N", help=about)
-    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
-    run.add_argument("-p", action="append", default=[], help="a notebook's parameter", **pair)
+    pair = {"nargs": 2, "metavar": ("NAME", "VALUE"), "help": "a notebook's parameter"}
+    run.add_argument("-p", action="append", default=[], **pair)
     run.add_argument("-f", dest="recipe", metavar="RECIPE", help="a YAML file of parameters")
     run.add_argument("--model", help="another model: layers at the same depth, R measured on it")
     sweep = add("sweep", "compute the sweeps kept in data/sweeps (resumable)")
@@ -34,8 +34,9 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--model", help="another model than the default")
     bench.add_argument("--steps", type=int, default=300, help="of the published loop (300)")
     instead = bench.add_mutually_exclusive_group()
-    instead.add_argument("--scaling", action="store_true", help="how cost grows with size, workers")
-    instead.add_argument("--gpu", action="store_true", help="parity, a 7B shape, tokens on CUDA")
+    other = {"dest": "kind", "action": "store_const", "default": "bench"}
+    instead.add_argument("--scaling", const="scaling", help="how cost grows with size", **other)
+    instead.add_argument("--gpu", const="gpu", help="parity, a 7B shape, tokens on CUDA", **other)
     bench.add_argument("--out", metavar="FOLDER", help="where the record goes (default: build)")
     train = add("train-organism", "train a model organism into data/organisms/, print its card")
     train.add_argument("name", metavar="NAME", help="refusal, password-cot, backdoor…")
@@ -44,19 +45,20 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-def _notebooks(options) -> bool:
-    """run, refresh, check: true where something failed."""
+def _notebooks(options) -> int:
+    """run, refresh, check: 1 where something failed."""
     from helpers.workbook import notebooks, parameters, runner
 
     names = options.notebooks
     if options.command == "check":
-        problems = notebooks.check(names)
-        print("\n".join(problems) or "The committed notebooks are current, in order and clean.")
-        return bool(problems)
-    if options.command == "refresh":
-        return bool(runner.refresh(names, workers=options.workers))
-    typed = {name: parameters.parse_value(value) for name, value in options.p}
-    return bool(runner.run(names, typed, options.recipe, options.model, workers=options.workers))
+        failed = notebooks.check(names)
+        print("\n".join(failed) or "The committed notebooks are current, in order and clean.")
+    elif options.command == "refresh":
+        failed = runner.refresh(names, workers=options.workers)
+    else:
+        typed = {name: parameters.parse_value(value) for name, value in options.p}
+        failed = runner.run(names, typed, options.recipe, options.model, workers=options.workers)
+    return int(bool(failed))
 
 
 def _sweep(options) -> None:
@@ -64,40 +66,33 @@ def _sweep(options) -> None:
 
     for name in options.names:
         if name not in studies.names():
-            known = ", ".join(studies.names())
-            raise UserError(f"There is no sweep {name!r}; there are {known}.")
+            raise UserError(f"There is no sweep {name!r}; there are {', '.join(studies.names())}.")
     for name in options.names or studies.names():
-        where = studies.run(name, options.model, options.workers, options.prompts)
-        print(f"wrote {where}")
+        print(f"wrote {studies.run(name, options.model, options.workers, options.prompts)}")
 
 
 def _command(options) -> int:
     if options.command in ("run", "refresh", "check"):
-        return int(_notebooks(options))
+        return _notebooks(options)
     if options.command == "doctor":
         from helpers.workbook import doctor  # works before anything is installed
 
         return doctor.main()
+    if options.command == "bench":
+        from helpers.workbook import bench
+
+        return bench.main(options)
+    if options.command == "train-organism":
+        from helpers.studies import organisms
+
+        return organisms.main(options.name)
     if options.command == "export":
         from helpers.workbook import export
 
         print(f"wrote {export.main()}")
-        return 0
-    from helpers.models import ModelError
-
-    try:
-        if options.command == "bench":
-            from helpers.workbook import bench
-
-            return bench.main(options)
-        if options.command == "train-organism":
-            from helpers.studies import organisms
-
-            return organisms.main(options.name)
+    else:
         _sweep(options)
-        return 0
-    except ModelError as error:
-        raise UserError(str(error)) from None
+    return 0
 
 
 def main(argv=None) -> int:
@@ -108,8 +103,8 @@ def main(argv=None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
     except ModuleNotFoundError as error:
-        advice = "python -m helpers doctor says what is missing"
-        print(f"{error.name} is not installed; {advice}.", file=sys.stderr)
+        missing = f"{error.name} is not installed"
+        print(f"{missing}; python -m helpers doctor says what is missing.", file=sys.stderr)
     except KeyboardInterrupt:
         print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
         return 130

@@ -1,9 +1,8 @@
 """The ledger: what was published, what we measured, and whether the two agree.
 
 `data/claims.json` holds the claims and the thresholds of their verdicts, committed before the run
-that decides. A notebook calls `record`; in a default run (every parameter as committed; the runner
-sets WORKBOOK_DEFAULT_RUN=1) the result is kept under `build/claims/<notebook>/`, and `write` puts
-claims and results side by side. Other runs print, and keep nothing.
+that decides. A notebook calls `record`; a default run (every parameter as committed; the runner
+sets WORKBOOK_DEFAULT_RUN=1) keeps the result under `build/claims/<notebook>/`, others only print.
 """
 
 import html
@@ -12,7 +11,7 @@ import math
 import operator
 import os
 import re
-import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -43,23 +42,17 @@ def write_atomically(path: str | Path, text: str) -> None:
     """Write `text` so that a reader finds the old file or the new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner reads
+        temporary.write_text(text, encoding="utf-8", newline="\n")
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def html_table(columns: Sequence[str], rows: Iterable[Sequence], cell: Callable = str) -> str:
-    """An HTML table, its cells aligned left and at the top.
-
-    cell: makes of a value the text to show, which is escaped here (a completion of `<script>` is
-    shown, not run). A value with `_repr_html_`, such as IPython's HTML, stands as it is.
-    """
+    """An HTML table. cell: makes of a value the text to show, which is escaped here (`<script>` is
+    shown, not run); a value with `_repr_html_`, such as IPython's HTML, stands as it is."""
 
     def line(tag, texts):
         start = f'<{tag} style="text-align:left;vertical-align:top;padding:2px 8px">'
@@ -83,8 +76,8 @@ def _quantity(name: str, values: dict) -> float:
     parts = name.split(" - ")
     for part in parts:
         if part not in values:
-            has = f"the result has only {', '.join(sorted(values))}"
-            raise ValueError(f"The thresholds need the quantity {part!r}; {has}.")
+            has = ", ".join(sorted(values))
+            raise ValueError(f"The thresholds need the quantity {part!r}; the result has {has}.")
     return values[parts[0]] - sum(values[part] for part in parts[1:])
 
 
@@ -101,22 +94,19 @@ def verdict(claim: dict, values: dict[str, float]) -> str:
 
 def _plain(value):
     """What JSON can hold: numbers of NumPy and PyTorch as Python's own, what is unknown as text."""
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+    def known(other):
+        return other.tolist() if hasattr(other, "tolist") else str(other)
+
+    return json.loads(json.dumps(value, default=known))
 
 
 def record(claim: str, value, interval=None, **facts) -> None:
     """Judge a result against the thresholds committed for `claim`, and print one line.
 
     value: a number, or a dict of named ones; interval: (low, high), or a dict of such; facts: what
-    else was true (model, seeds, parameters …). A default run keeps the result, and raises
-    AssertionError where a core claim falls below the verdict it last had. ValueError: an unknown
-    claim, a value that is not a finite number, a quantity missing.
+    else was true (model, seeds …). A default run keeps the result. AssertionError: in such a run a
+    core claim falls below its last verdict. ValueError: no such claim, quantity or finite number.
     """
     known = claims()
     if claim not in known:
@@ -124,17 +114,11 @@ def record(claim: str, value, interval=None, **facts) -> None:
     values = _plain(value if isinstance(value, dict) else {"value": value})
     for name, number in values.items():
         if not isinstance(number, (int, float)) or not math.isfinite(number):
-            wrong = f"{name} is {number!r}, where a finite number is needed"
-            raise ValueError(f"Claim {claim!r}: {wrong}.")
+            raise ValueError(f"Claim {claim!r}: {name} is {number!r}, not a finite number.")
     now, last = verdict(known[claim], values), known[claim]["last_verdict"]
-    result = {
-        "id": claim,
-        "values": values,
-        "interval": _plain(interval),
-        "verdict": now,
-        "facts": _plain(facts),
-        "notebook": os.environ.get("WORKBOOK_NOTEBOOK", "interactive"),
-    }
+    result = {"id": claim, "values": values, "verdict": now}
+    result |= {"interval": _plain(interval), "facts": _plain(facts)}
+    result["notebook"] = os.environ.get("WORKBOOK_NOTEBOOK", "interactive")
     _recorded[claim] = result
     ours = _ours(result)
     aside = "" if default_run() else " (not a default run: the ledger is left as it is)"
@@ -148,12 +132,9 @@ def record(claim: str, value, interval=None, **facts) -> None:
 
 def check(condition, sentence: str) -> None:
     """Guard a finding in prose: true prints it; false fails a default run, or says it differs."""
-    if condition:
-        print(f"✓ {sentence}")
-    elif default_run():
+    if not condition and default_run():
         raise AssertionError(sentence)
-    else:
-        print(f"differs here: {sentence}")
+    print(f"✓ {sentence}" if condition else f"differs here: {sentence}")
 
 
 def _number(value: float, interval=None) -> str:
@@ -201,11 +182,9 @@ def _why(claim: dict, result: dict | None) -> str:
 
 
 def entries(notebook: str | None = None, build: str | Path | None = None) -> list[dict]:
-    """Claims joined with their results, in the order of claims.json.
-
-    Results are this kernel's own first, then the build's; the build's alone where one is named.
-    notebook: only claims that it ("02", or its whole name) decides, or that were recorded here.
-    """
+    """Claims in the order of claims.json with their results: this kernel's own, else the build's;
+    the build's alone where one is named. notebook: only claims that it ("02", or its whole name)
+    decides, or that were recorded here."""
     own = _recorded if build is None else {}
     paths = sorted(build_folder(build).glob("claims/*/*.json"))  # of two, the later notebook counts
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths} | own
@@ -214,20 +193,16 @@ def entries(notebook: str | None = None, build: str | Path | None = None) -> lis
         if notebook and claim["notebook"] != notebook.split("_")[0] and name not in own:
             continue
         result = results.get(name)
-        row = {key: claim[key] for key in ("id", "claim", "source", "published")}
-        row |= {
-            "ours": _ours(result) if result else None,
-            "interval": result["interval"] if result else None,
-            "core": claim["core"],
-            "verdict": result["verdict"] if result else "not attempted",
-            "why": _why(claim, result),
-            "result": result,
-        }
-        rows.append(row)
+        row = {key: claim[key] for key in ("id", "claim", "source", "published", "core")}
+        row |= {"ours": None, "interval": None, "verdict": "not attempted"}
+        if result:
+            row |= {key: result[key] for key in ("interval", "verdict")}
+            row["ours"] = _ours(result)
+        rows.append(row | {"why": _why(claim, result), "result": result})
     return rows
 
 
-def table(notebook: str | None = None, build: str | Path | None = None):
+def table(notebook: str | None = None):
     """Claim, published, ours, verdict: a DataFrame that Jupyter shows whole (pandas cuts cells)."""
     import pandas  # here, because the command line needs the ledger at once
 
@@ -236,7 +211,7 @@ def table(notebook: str | None = None, build: str | Path | None = None):
             return html_table(self.columns, self.itertuples(index=False))
 
     columns = ["claim", "published", "ours", "verdict"]
-    return Claims(pandas.DataFrame(entries(notebook, build), columns=columns).fillna("–"))
+    return Claims(pandas.DataFrame(entries(notebook), columns=columns).fillna("–"))
 
 
 def write(build: str | Path | None = None) -> list[dict]:
@@ -254,8 +229,8 @@ def write(build: str | Path | None = None) -> list[dict]:
     lines = ["# Claims and results", "", STAND_IN, "", tally, "", *head]
     for row in rows:
         claim = row["claim"] + (" (core)" if row["core"] else "")
-        ours = (row["ours"] or "–", row["verdict"], row["why"])
-        lines.append(_markdown_row(claim, row["source"], row["published"], *ours))
+        others = [row[key] or "–" for key in ("source", "published", "ours", "verdict", "why")]
+        lines.append(_markdown_row(claim, *others))
     write_atomically(folder / "ledger.md", "\n".join(lines) + "\n")
     return rows
 
@@ -266,16 +241,12 @@ def _markdown_row(*cells: str) -> str:
 
 
 def into_readme(text: str, build: str | Path | None = None) -> str:
-    """The README's `text` with its table of results, core claims first, brought up to date.
-
-    A claim with a result in the build gets a new row, any other keeps the row that it has.
-    ValueError where the MARKS around the table are missing.
-    """
+    """The README's `text` with its table of results, core claims first. A claim with a result in
+    the build gets a new row, any other keeps the one that it has. ValueError: MARKS are missing."""
     before, start, rest = text.partition(MARKS[0])
     old, end, after = rest.partition(MARKS[1])
     if not (start and end):
-        where = f"it belongs between {MARKS[0]} and {MARKS[1]}"
-        raise ValueError(f"README.md has no table of results: {where}.")
+        raise ValueError(f"README.md has no table of results, between {' and '.join(MARKS)}.")
     kept = {line.split(" | ")[0]: line for line in old.splitlines()}
     lines = ["| Claim | Published | Ours | Verdict |", "|---|---|---|---|"]
     for row in sorted(entries(build=build_folder(build)), key=lambda row: not row["core"]):
@@ -285,14 +256,14 @@ def into_readme(text: str, build: str | Path | None = None) -> str:
     return "\n".join([before + start, *lines, end + after])
 
 
-def terminal_table(rows: list[dict], width: int = 100) -> str:
-    """The rows of `entries` for a terminal: verdict, id, our numbers; one line for all others."""
+def terminal_table(rows: list[dict]) -> str:
+    """The rows of `entries` for a terminal of 100 columns: verdict, id, our numbers."""
     tried = [row for row in rows if row["verdict"] != "not attempted"]
     ids = max([len(row["id"]) for row in tried], default=0)
     lines = ["", "Claims (published ones beside them: build/ledger.md)"]
     for row in tried:
         line = f"  {row['verdict']:<15} {row['id']:<{ids}}  {row['ours']}"
-        lines.append(line if len(line) <= width else line[: width - 1] + "…")
+        lines.append(line if len(line) <= 100 else line[:99] + "…")
     if not tried:
         lines.append("  none attempted yet")
     elif others := len(rows) - len(tried):

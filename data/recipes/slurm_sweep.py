@@ -30,11 +30,8 @@ JOB = dict(
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0] + ".")
     parser.add_argument("--study", default="goldilocks", choices=studies.names())
-    parser.add_argument(
-        "--model",
-        default="Qwen/Qwen2.5-1.5B-Instruct",
-        help="fetch it once before, on a node with a network",
-    )
+    fetched = "fetch it once before, on a node with a network"
+    parser.add_argument("--model", default="Qwen/Qwen2.5-1.5B-Instruct", help=fetched)
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--local", type=int, metavar="WORKERS", help="worker processes here")
     parser.add_argument("--show", action="store_true", help="print the job script and stop")

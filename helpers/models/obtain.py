@@ -17,11 +17,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from .. import DATA
+from .. import DATA, UserError
 from .packaged import DEFAULT, PACKAGED, Packaged
 
 
-class ModelError(RuntimeError):
+class ModelError(UserError):
     """A model that cannot be had or used: one sentence that says what failed and what to do."""
 
 

@@ -1,8 +1,6 @@
 """Benchmarks, each a record in JSON: `python -m helpers bench` measures training against the
-published loop; `--scaling` how cost grows with each size; `--gpu` what a CUDA card does.
-
-For the last two, random models of one shape stand for all: cost depends on sizes, not on weights.
-"""
+published loop; `--scaling` how cost grows with each size; `--gpu` what a CUDA card does. In the
+last two, random models of one shape stand for all: cost depends on sizes, not on weights."""
 
 import copy
 import json
@@ -10,7 +8,6 @@ import multiprocessing
 import os
 import platform
 import re
-import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -21,13 +18,14 @@ from pprint import pprint
 import numpy as np
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode
 
 from .. import UserError
 from ..ledger import build_folder, write_atomically
 from ..models import DEFAULT, LanguageModel, byte_tokenizer, load
-from ..residual import LayerSpan
+from ..residual import LayerSpan, edit_at, read_at
 from ..steering import SteeringVectors, steer
-from ..training import normalise, train, value, value_and_grad
+from ..training import directions, train, value, value_and_grad
 
 RADIUS = 10.0
 LAST = slice(-3, None)  # the target positions
@@ -45,15 +43,15 @@ WORKER = dict(vectors=8, tokens=36, distance=14, steps=2, depth=30, width=576)  
 PEAK = 989  # Tflop/s: dense bfloat16 products of an H100 or H200, as their maker states
 SEVEN_B = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28)  # Qwen2.5-7B's
 SEVEN_B |= dict(num_attention_heads=28, num_key_value_heads=4)
+silent_train = partial(train, progress=False)
 
 
 def seconds(*runs, repeats=5) -> list[float]:
-    """Median seconds of each callable, after a round that warms up; they take turns, so that a
-    noisy machine is noisy to all."""
+    """Median seconds of each, after a round that warms up; in turns, so that noise meets all."""
     rounds = []
     for _ in range(repeats + 1):
         rounds.append([timed(run)[1] for run in runs])
-    return [statistics.median(times) for times in zip(*rounds[1:])]
+    return np.median(rounds[1:], axis=0).tolist()
 
 
 def timed(run) -> tuple:
@@ -66,10 +64,7 @@ def timed(run) -> tuple:
 
 
 def flops(run) -> int:
-    """Floating-point operations of the matrix products of `run()`, as PyTorch counts them: those of
-    attention on CUDA alone."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+    """Floating-point operations of the matrix products of `run()`; of attention, on CUDA alone."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
@@ -88,16 +83,14 @@ def peak_bytes(run) -> int:
 def machine() -> dict:
     """What a measurement was made with: processor and card, threads, versions."""
     cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    name = re.search(r"model name\s*: (.+)", text)
+    name = cpuinfo.exists() and re.search(r"model name\s*: (.+)", cpuinfo.read_text())
     return {
         "processor": name.group(1) if name else platform.processor() or platform.machine(),
         "card": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **{library.__name__: library.__version__ for library in (torch, transformers)},
     }
 
 
@@ -110,36 +103,22 @@ def random_model(config, device="cpu", dtype=torch.float32) -> LanguageModel:
     return LanguageModel(f"random-{config.model_type}", model, byte_tokenizer(), "random 0")
 
 
-def unit_vectors(lm, n) -> torch.Tensor:
-    """Random ones, [n, d_model]."""
-    return normalise(torch.randn(n, lm.d_model, generator=torch.Generator().manual_seed(0)))
-
-
 def published_loop(lm, prompt, source, target, radius, steps, lr=1e-3, enough=None):
     """The published procedure as its authors run it: one vector, each step through tokenizer, whole
     network and LM head. Returns the objective before each step (p = 2, q = 1) and the last vector
     [d_model]; stops once the objective is `enough`."""
-    start = unit_vectors(lm, 1)[0]
-    theta = torch.nn.Parameter(radius * start.to(lm.device))
-    store = {}
-
-    def keep(module, inputs, out):
-        store["out"] = out[0] if isinstance(out, tuple) else out
-
-    def add(module, inputs, out):
-        return (out[0] + theta, *out[1:]) if isinstance(out, tuple) else out + theta
+    theta = torch.nn.Parameter(radius * directions(1, lm.d_model)[0].to(lm.device))
+    optimiser = torch.optim.AdamW([theta], lr=lr, betas=(0.9, 0.98), weight_decay=0, amsgrad=True)
+    seen, store = [], {}
 
     def run():
-        lm.model(**lm.encode(prompt), use_cache=False)
-        return store["out"][0, LAST]  # [n_positions, d_model]
+        with read_at(lm, target, "resid_post", store, "target"):
+            lm.model(**lm.encode(prompt), use_cache=False)
+        return store["target"][0, LAST]  # [n_positions, d_model]
 
-    optimiser = torch.optim.AdamW([theta], lr=lr, betas=(0.9, 0.98), weight_decay=0, amsgrad=True)
-    handles = [lm.blocks[target].register_forward_hook(keep)]
-    seen = []
-    try:
-        with torch.no_grad():
-            clean = run()
-        handles.append(lm.blocks[source].register_forward_hook(add))
+    with torch.no_grad():
+        clean = run()
+    with edit_at(lm, source, "resid_post", lambda hidden: hidden + theta):
         while len(seen) < steps and not (enough and seen and seen[-1] >= enough):
             optimiser.zero_grad()
             loss = -(run() - clean).norm(dim=-1).pow(2).sum()
@@ -149,9 +128,6 @@ def published_loop(lm, prompt, source, target, radius, steps, lr=1e-3, enough=No
                 theta.grad -= theta.grad.dot(theta) * theta / radius**2
                 optimiser.step()
                 theta.copy_(radius * theta / theta.norm())
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen, theta.detach()
 
 
@@ -159,9 +135,9 @@ def against_published(lm, steps=300, n_vectors=8, source=7, target=21) -> dict:
     """Seconds per vector to what the published loop reaches in `steps` steps: that loop, the same
     with a learning rate of R/100, and power iteration."""
     prompt = lm.chat_prompt(QUESTION)
-    span = LayerSpan(lm, prompt, source, target, target_positions=LAST)
+    span = LayerSpan(lm, prompt, source, target, LAST)
     loop = partial(published_loop, lm, prompt, source, target, RADIUS, steps)
-    power = partial(train, span, RADIUS, n_vectors, progress=False)
+    power = partial(silent_train, span, RADIUS, n_vectors)
     (_, theta), published = timed(loop)
     goal = value(span, theta[None]).item()
     (seen, _), tuned = timed(partial(loop, lr=RADIUS / 100, enough=goal))
@@ -175,7 +151,7 @@ def against_published(lm, steps=300, n_vectors=8, source=7, target=21) -> dict:
 
 def generation(lm, batches, source=7, max_new_tokens=48) -> list[dict]:
     """Tokens per second, a vector for each row, every row to its full length, greedy."""
-    vectors = SteeringVectors(unit_vectors(lm, max(batches)), source)
+    vectors = SteeringVectors(directions(max(batches), lm.d_model), source)
     length = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens}
 
     def run(batch):
@@ -184,25 +160,19 @@ def generation(lm, batches, source=7, max_new_tokens=48) -> list[dict]:
             lm.model.generate(**encoded, **length, do_sample=False)
 
     taken = seconds(*(partial(run, batch) for batch in batches), repeats=2)
-    tokens = [batch * max_new_tokens for batch in batches]
-    return [{"batch": b, "tokens_per_second": n / t} for b, n, t in zip(batches, tokens, taken)]
+    rates = max_new_tokens * np.divide(batches, taken)
+    return [{"batch": n, "tokens_per_second": rate} for n, rate in zip(batches, rates.tolist())]
 
 
 def span_of(sizes):
     """A span of `distance` blocks in the middle of a random Llama, over one prompt of `tokens`
     tokens; heads are 32 wide, three share their keys, so `width` is a multiple of 96."""
-    width, depth = sizes["width"], sizes["depth"]
-    config = transformers.LlamaConfig(
-        hidden_size=width,
-        intermediate_size=8 * width // 3,
-        num_hidden_layers=depth,
-        vocab_size=259,
-        num_attention_heads=width // 32,
-        num_key_value_heads=width // 96,
-    )
-    source = (depth - sizes["distance"]) // 2
-    target = source + sizes["distance"]
-    return LayerSpan(random_model(config), "a" * sizes["tokens"], source, target, LAST)
+    width, depth, distance = sizes["width"], sizes["depth"], sizes["distance"]
+    shape = dict(hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=depth)
+    heads = dict(num_attention_heads=width // 32, num_key_value_heads=width // 96)
+    lm = random_model(transformers.LlamaConfig(**shape, **heads, vocab_size=259))
+    source = (depth - distance) // 2
+    return LayerSpan(lm, "a" * sizes["tokens"], source, source + distance, LAST)
 
 
 def exponent(sizes, values) -> float:
@@ -211,8 +181,7 @@ def exponent(sizes, values) -> float:
 
 
 def grow(axis, values, base=SIZES, repeats=3) -> dict:
-    """Time and arithmetic of training, and memory of a gradient step with all vectors in one chunk,
-    along one axis; each with its exponent."""
+    """Time and arithmetic of training, memory of a gradient step in one chunk; and exponents."""
     runs, steps = [], []
     for size in values:
         sizes = {**base, axis: size}
@@ -221,27 +190,24 @@ def grow(axis, values, base=SIZES, repeats=3) -> dict:
         if axis == "distance":
             sizes["depth"] = max(values) + 2
         span, n_vectors = span_of(sizes), sizes["vectors"]
-        runs.append(partial(train, span, 5.0, n_vectors, steps=sizes["steps"], progress=False))
+        runs.append(partial(silent_train, span, 5.0, n_vectors, steps=sizes["steps"]))
         whole = copy.copy(span)
         whole.chunk = n_vectors
         steps.append(partial(value_and_grad, whole, torch.randn(n_vectors, sizes["width"])))
-    found = {
-        "time": seconds(*runs, repeats=repeats),
-        "memory": [peak_bytes(step) for step in steps],
-        "arithmetic": [flops(run) for run in runs],
-    }
+    found = {"time": seconds(*runs, repeats=repeats)}
+    found |= {"memory": list(map(peak_bytes, steps)), "arithmetic": list(map(flops, runs))}
     exponents = {name: round(exponent(values, found[name]), 3) for name in found}
     return {"sizes": list(values), **found, "exponents": exponents}
 
 
 def _warm(barrier, sizes):
-    torch.set_num_threads(1)
     _cell(0, sizes)
     barrier.wait(300)
 
 
 def _cell(seed, sizes):
-    train(span_of(sizes), 5.0, sizes["vectors"], steps=sizes["steps"], seed=seed, progress=False)
+    torch.set_num_threads(1)
+    silent_train(span_of(sizes), 5.0, sizes["vectors"], steps=sizes["steps"], seed=seed)
 
 
 def with_workers(count, n_cells=8, sizes=WORKER) -> float:
@@ -249,12 +215,10 @@ def with_workers(count, n_cells=8, sizes=WORKER) -> float:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(count + 1)
     with ProcessPoolExecutor(count, context, _warm, (barrier, sizes)) as pool:
-        done = [pool.submit(_cell, seed, sizes) for seed in range(n_cells)]
+        done = pool.map(partial(_cell, sizes=sizes), range(n_cells))
         barrier.wait(300)
-        start = time.perf_counter()
-        for one in done:
-            one.result()
-    return n_cells / (time.perf_counter() - start)
+        _, taken = timed(partial(list, done))
+    return n_cells / taken
 
 
 def scaling(axes=AXES, base=SIZES, repeats=3, counts=(1, 2), **workers) -> dict:
@@ -268,8 +232,8 @@ def parity(model=DEFAULT, device="cuda", source=7, target=21, n_vectors=4, steps
     found = []
     for where in ("cpu", device):
         lm = load(model, device=where, dtype="float32")
-        span = LayerSpan(lm, lm.chat_prompt(QUESTION), source, target, target_positions=LAST)
-        found.append(train(span, RADIUS, n_vectors, steps=steps, progress=False))
+        span = LayerSpan(lm, lm.chat_prompt(QUESTION), source, target, LAST)
+        found.append(silent_train(span, RADIUS, n_vectors, steps=steps))
     cpu, card = found
     cosines = torch.cosine_similarity(cpu.vectors.tensor, card.vectors.tensor)
     off = (card.best.cpu() / cpu.best.cpu() - 1).abs()
@@ -278,48 +242,40 @@ def parity(model=DEFAULT, device="cuda", source=7, target=21, n_vectors=4, steps
 
 def many_vectors(lm, source=10, target=19, n_vectors=512, steps=10) -> dict:
     """Seconds to train the vectors over 40 tokens (after a step that warms up), and the rate."""
+    place = (lm, "a" * 40, source, target, LAST)
     lm.model.set_attn_implementation("eager")  # PyTorch counts no grouped heads in a fused kernel
-    span = LayerSpan(lm, "a" * 40, source, target, target_positions=LAST)
-    two = torch.randn(2, lm.d_model).to(lm.device)
-    a_step, an_end = flops(lambda: value_and_grad(span, two)), flops(lambda: value(span, two))
+    two = partial(silent_train, LayerSpan(*place), RADIUS, 2, steps=steps)
+    tflops = flops(two) * n_vectors / 2 / 1e12
     lm.model.set_attn_implementation("sdpa")
-    span = LayerSpan(lm, "a" * 40, source, target, target_positions=LAST)
-    power = partial(train, span, RADIUS, n_vectors, progress=False)
-    power(steps=1)
-    _, taken = timed(partial(power, steps=steps))
-    tflops = n_vectors / 2 * (steps * a_step + an_end) / 1e12
-    sizes = {"vectors": n_vectors, "steps": steps, "chunk": span.chunk}
-    rate = {"seconds": taken, "tflops_per_second": tflops / taken}
-    return {**sizes, **rate, "share_of_peak": tflops / taken / PEAK}
-
-
-def on_card() -> dict:
-    """The record of `--gpu`."""
-    found = {"parity": parity()}
-    lm = random_model(transformers.Qwen2Config(**SEVEN_B), "cuda", torch.bfloat16)
-    batches = (1, 8, 32, 128, 512)
-    return {**found, "training": many_vectors(lm), "generation": generation(lm, batches)}
+    span = LayerSpan(*place)
+    silent_train(span, RADIUS, n_vectors, steps=1)
+    _, taken = timed(partial(silent_train, span, RADIUS, n_vectors, steps=steps))
+    rate = tflops / taken
+    sizes = {"vectors": n_vectors, "steps": steps, "chunk": span.chunk, "seconds": taken}
+    return {**sizes, "tflops_per_second": rate, "share_of_peak": rate / PEAK}
 
 
 def main(options) -> int:
     """Measure, print, and write the record into the folder `options.out`."""
-    if options.gpu and not torch.cuda.is_available():
+    if options.kind == "gpu" and not torch.cuda.is_available():
         raise UserError("There is no CUDA device here: nothing was measured.")
     start = time.perf_counter()
-    asked = [f"--{name}" for name in ("scaling", "gpu") if getattr(options, name)]
-    record = {"command": " ".join(["python -m helpers bench", *asked]), "machine": machine()}
-    if options.scaling:
+    asked = "" if options.kind == "bench" else f" --{options.kind}"
+    record = {"command": f"python -m helpers bench{asked}", "machine": machine()}
+    if options.kind == "scaling":
         record |= scaling()
-    elif options.gpu:
-        record |= on_card()
+    elif options.kind == "gpu":
+        record["parity"] = parity()
+        lm = random_model(transformers.Qwen2Config(**SEVEN_B), "cuda", torch.bfloat16)
+        record["training"] = many_vectors(lm)
+        record["generation"] = generation(lm, (1, 8, 32, 128, 512))
     else:
         lm = load(options.model or DEFAULT)
-        record["model"] = lm.name
-        record["training"] = against_published(lm, options.steps)
+        record |= {"model": lm.name, "training": against_published(lm, options.steps)}
         record["generation"] = generation(lm, (1, 32))
     record["seconds"] = round(time.perf_counter() - start)
     pprint(record, width=100, compact=True, sort_dicts=False)
-    path = Path(options.out or build_folder()) / f"{asked[0][2:] if asked else 'bench'}.json"
+    path = Path(options.out or build_folder()) / f"{options.kind}.json"
     write_atomically(path, json.dumps(record, indent=1) + "\n")
     print(f"written to {path}")
     return 0

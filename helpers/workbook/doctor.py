@@ -1,11 +1,10 @@
-"""What is right or wrong with an environment, in one screen. Needs nothing but Python, so it runs
-right after a clone."""
+"""What is right or wrong with an environment, on one screen. Needs only Python and a clone."""
 
-import importlib.metadata
 import os
 import re
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from .. import ROOT
@@ -32,8 +31,8 @@ def _packages():
     wrong = []
     for name, wanted in pins().items():
         try:
-            found = importlib.metadata.version(name).split("+")[0]  # 2.13.0+cpu is 2.13.0
-        except importlib.metadata.PackageNotFoundError:
+            found = metadata.version(name).split("+")[0]  # 2.13.0+cpu is 2.13.0
+        except metadata.PackageNotFoundError:
             found = "missing"
         if found != wanted:
             wrong.append(f"{name} {found} (wanted {wanted})")
@@ -47,8 +46,8 @@ def _torch():
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library of torch that does not load
         return False, f"torch cannot be imported: {str(error).splitlines()[0]}"
-    cuda = torch.cuda.is_available()
-    gpu = torch.cuda.get_device_name() if cuda else "no CUDA device, so the CPU works"
+    card = torch.cuda.is_available() and torch.cuda.get_device_name()
+    gpu = card or "no CUDA device, so the CPU works"
     return True, f"torch {torch.__version__}, {gpu}, {torch.get_num_threads()} threads"
 
 
@@ -111,6 +110,6 @@ def main() -> int:
     for check, remedy in CHECKS.items():
         good, found = check()
         wrong += not good
-        print(f"{'ok  ' if good else 'FIX '} {found}" + ("" if good else f"\n     → {remedy}"))
-    print("All well." if not wrong else f"{wrong} to put right.")
+        print(f"ok   {found}" if good else f"FIX  {found}\n     → {remedy}")
+    print(f"{wrong} to put right." if wrong else "All well.")
     return int(wrong > 0)

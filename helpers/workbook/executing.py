@@ -1,10 +1,8 @@
-"""One notebook in a process of its own: the runner starts it, with the environment that its kernel
-is to have.
+"""One notebook in a process of its own, which the runner starts in the kernel's environment.
 
-python -m helpers.workbook.executing        # reads its job, one line of JSON, from standard input
-
-It exits with 0, or says on stderr what went wrong. It stops, and its kernel with it, when standard
-input closes: the runner was interrupted, or is gone.
+It reads its job, one line of JSON, from standard input, and exits with 0, or says on stderr what
+went wrong. It stops, and its kernel with it, when standard input closes: the runner was
+interrupted, or is gone.
 """
 
 import json
@@ -23,12 +21,9 @@ from .notebooks import read, widget_errors
 
 
 class SilentOutput(OutputWidget):
-    """An Output widget that keeps its content on this side.
-
-    While it waits for a cell's reply, nbclient sends that content back to the kernel on the same
-    socket, and may then never notice the reply (its issue 312; about one such cell in twenty on a
-    busy machine).
-    """
+    """An Output widget that keeps its content on this side: nbclient sends it back to the kernel on
+    the socket where it awaits a cell's reply, and may then never notice the reply (its issue 312;
+    about one such cell in twenty on a busy machine)."""
 
     def sync_state(self) -> None:
         pass
@@ -39,10 +34,9 @@ class WorkbookEngine(Engine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, execution_timeout, **_):
-        settings = {"timeout": execution_timeout, "extra_arguments": ["--log-level=CRITICAL"]}
-        client = PapermillNotebookClient(
-            nb_man, kernel_name=kernel_name, coalesce_streams=True, **settings
-        )
+        settings = {"kernel_name": kernel_name, "timeout": execution_timeout}
+        settings |= {"coalesce_streams": True, "extra_arguments": ["--log-level=CRITICAL"]}
+        client = PapermillNotebookClient(nb_man, **settings)
         client.widget_registry = {"@jupyter-widgets/output": {"OutputModel": SilentOutput}}
         client.execute()
 
@@ -51,18 +45,14 @@ papermill_engines.register("workbook", WorkbookEngine)
 
 
 def execute(path, output, parameters, cwd, cell_seconds) -> str | None:
-    """Execute the notebook at `path` into the file `output`.
-
-    None, or where and why it failed: a cell or a widget's callback raised, the kernel died, the
-    disk is full.
-    """
+    """Execute the notebook at `path` into the file `output`. Returns None, or where and why it
+    failed: a cell or a widget's callback raised, the kernel died, the disk is full."""
     nb = read(path)
     target = str(output).replace("{", "{{").replace("}", "}}")  # papermill formats its paths
-    settings = {"kernel_name": "python3", "language": "python", "execution_timeout": cell_seconds}
+    settings = {"engine_name": "workbook", "kernel_name": "python3", "language": "python"}
+    settings |= {"execution_timeout": cell_seconds, "progress_bar": False, "cwd": cwd}
     try:
-        done = papermill.execute_notebook(
-            nb, target, parameters, "workbook", progress_bar=False, cwd=cwd, **settings
-        )
+        done = papermill.execute_notebook(nb, target, parameters, **settings)
     except PapermillExecutionError as error:
         index = error.cell_index - bool(parameters)  # papermill put a cell of parameters in front
         first = next((line for line in error.source.splitlines() if line.strip()), "")

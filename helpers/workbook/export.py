@@ -1,9 +1,8 @@
-"""`make html`: the committed notebooks as web pages in build/html, with an index. Nothing is
-executed.
+"""`make html`: the committed notebooks, not executed, as web pages in build/html, with an index.
 
-Committed notebooks hold no widgets. A cell tagged with a name of WIDGETS gets its own back, made
-here from the stored sweep and linked in the browser, so that it works without a kernel; the page
-then asks for ipywidgets' public JavaScript.
+Committed notebooks hold no widgets. A cell tagged "radius-slider" gets its own back, made here from
+the stored sweep and linked in the browser, so that it works without a kernel; the page then asks
+for ipywidgets' public JavaScript.
 """
 
 import html
@@ -18,12 +17,6 @@ from ..figures import explorer
 from ..studies import store
 from .notebooks import WIDGET_STATE, WIDGET_VIEW, read, resolve, tagged
 
-PARTS = ("A", "B")  # of the sweep: the prompts of its radii
-WIDGETS = {
-    "radius-slider": lambda folder: explorer.radius_slider(
-        store.read("goldilocks", folder=folder, parts=PARTS)
-    )
-}
 TITLE = "Unsupervised steering vectors: a workbook"
 HEAD = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{TITLE}</title>
 <style>body{{font:17px/1.5 system-ui,sans-serif;max-width:46em;margin:2em auto}}
@@ -33,29 +26,25 @@ figure works (its page fetches the public JavaScript of ipywidgets).</small></p>
 
 
 def with_widgets(nb, folder=None):
-    """The notebook with the widgets of its tagged cells as outputs, and their state in its
-    metadata. `folder`: of the sweeps."""
-    state = {}
-    for tag, make in WIDGETS.items():
-        for cell in tagged(nb, tag):
-            widget = make(folder)
-            state |= embed.dependency_state([widget], drop_defaults=False)
-            view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
-            cell.outputs.append(nbformat.v4.new_output("display_data", {WIDGET_VIEW: view}))
-    if state:
-        widgets = {"version_major": 2, "version_minor": 0, "state": state}
-        nb.metadata["widgets"] = {WIDGET_STATE: widgets}
+    """The notebook with the slider in its tagged cell, from the sweeps in `folder`."""
+    version = {"version_major": 2, "version_minor": 0}
+    for cell in tagged(nb, "radius-slider"):
+        sweep = store.read(
+            "goldilocks", folder=folder, parts=("A", "B")
+        )  # the prompts of its radii
+        slider = explorer.radius_slider(sweep)
+        view = {WIDGET_VIEW: {**version, "model_id": slider.model_id}}
+        cell.outputs.append(nbformat.v4.new_output("display_data", view))
+        state = embed.dependency_state([slider], drop_defaults=False)
+        nb.metadata["widgets"] = {WIDGET_STATE: {**version, "state": state}}
     return nb
 
 
 def page(path, folder=None) -> str:
     """One notebook as HTML."""
-    exporter = HTMLExporter(
-        template_name="classic",  # it keeps the pictures' alt texts
-        html_manager_semver_range="^1.0.0",
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-    )
+    settings = {"template_name": "classic", "html_manager_semver_range": "^1.0.0"}
+    prompts = {"exclude_input_prompt": True, "exclude_output_prompt": True}
+    exporter = HTMLExporter(**settings, **prompts)  # classic keeps the pictures' alt texts
     nb = with_widgets(read(path), folder)
     return exporter.from_notebook_node(nb, {"metadata": {"name": path.stem}})[0]
 

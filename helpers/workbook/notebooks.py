@@ -1,5 +1,4 @@
-"""Notebook files: find and read them, know their parameters, clean them for committing, and say
-what is wrong with them."""
+"""Notebook files: find, read, clean and check them."""
 
 import ast
 import base64
@@ -12,6 +11,7 @@ import nbformat
 
 from .. import ROOT, UserError
 from ..figures.render import PANEL_ERROR
+from ..ledger import write_atomically
 
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -22,8 +22,7 @@ MAX_LINES = 25
 
 
 def resolve(names=None) -> list[Path]:
-    """Paths of notebooks given as "02", "02_training_one_vector" or a path; by default all of
-    notebooks/ in reading order."""
+    """Paths of notebooks given as "02", "02_training_one_vector" or a path; by default all."""
     folder = ROOT / "notebooks"
     everything = [*sorted(folder.glob("[0-9]*_*.ipynb")), *folder.glob("explorer.ipynb")]
     if not names and not everything:
@@ -36,13 +35,12 @@ def resolve(names=None) -> list[Path]:
         if not matches:
             known = ", ".join(path.stem for path in everything)
             raise UserError(f"There is no notebook {name!r}; there are {known}.")
-        paths += [path for path in matches if path not in paths]
-    return paths
+        paths += matches
+    return list(dict.fromkeys(paths))
 
 
 def read(path):
-    """A notebook as nbformat reads it, with the metadata that papermill insists on. UserError where
-    it is not a notebook."""
+    """A notebook, with the metadata that papermill insists on; UserError where it is none."""
     try:
         nb = nbformat.read(path, as_version=4)
     except (ValueError, AttributeError) as error:
@@ -58,8 +56,7 @@ def tagged(nb, tag) -> list:
 
 
 def parameters_of(nb) -> dict:
-    """Names and values of the parameters cell. UserError unless there is one such cell, of nothing
-    but NAME = literal."""
+    """Names and values of the parameters cell; UserError unless it is one cell of literals."""
     cells = tagged(nb, "parameters")
     if len(cells) != 1:
         raise UserError(f"it has {len(cells)} cells tagged 'parameters', where one is needed")
@@ -75,19 +72,22 @@ def parameters_of(nb) -> dict:
 
 
 def source_hash(nb, kinds=("code",)) -> str:
-    """A hash of the cells' sources and tags, outputs aside. Of code alone by default: mending prose
-    makes no output stale."""
+    """A hash of sources and tags. Of code alone by default: mending prose makes no output stale."""
     found = []
     for cell in nb.cells:
         if cell.cell_type in kinds:
             tags = sorted(cell.metadata.get("tags", []))
             found.append((cell.cell_type, cell.source, tags))
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    return hash_of(found)
+
+
+def hash_of(value) -> str:
+    """A hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def widget_errors(nb) -> list[str]:
-    """Errors that ipywidgets' callbacks swallowed: they show in the state of an Output widget, or
-    in a panel, and no tool fails on them."""
+    """Errors of ipywidgets' callbacks: they show in an Output or a panel, and no tool fails."""
     found = []
     for model in nb.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {}).values():
         state = model.get("state", {})
@@ -106,8 +106,7 @@ def _without_paths(text):
 
 
 def _clean(output):
-    """An output as it is committed, without machine paths and widget views (their state is not
-    committed); None where only the view's "VBox(children=…" would be left."""
+    """An output without machine paths and widget views; None where a view's text would be left."""
     if "text" in output:
         output["text"] = _without_paths(output["text"])
     data = output.get("data", {})
@@ -119,9 +118,10 @@ def _clean(output):
     return output
 
 
-def committed(nb, executed):
-    """`nb` as it is committed: its own cells and tags, the outputs of its execution, no widget
-    state, times or machine paths."""
+def put_outputs(path, executed) -> list[str]:
+    """Write the outputs of its execution into a notebook, without widget state, times or machine
+    paths, and the README's picture where it shows it; what `check` then says."""
+    nb = read(path)
     for cell, done in zip(nb.cells, executed.cells, strict=True):
         for name in ("papermill", "execution", "ExecuteTime"):
             cell.metadata.pop(name, None)
@@ -130,7 +130,10 @@ def committed(nb, executed):
             cell.execution_count = done.execution_count
     kept = {name: nb.metadata[name] for name in ("kernelspec", "language_info")}
     nb.metadata = nbformat.from_dict({**kept, "workbook": {"source_hash": source_hash(nb)}})
-    return nb
+    write_atomically(path, nbformat.writes(nb) + "\n")
+    if shown := picture(nb):
+        PICTURE.write_bytes(shown)
+    return check([path])
 
 
 def picture(nb) -> bytes | None:
@@ -143,8 +146,7 @@ def picture(nb) -> bytes | None:
 
 
 def check(notebooks=None) -> list[str]:
-    """Problems of the committed notebooks, one sentence each: are they current, executed in order,
-    and clean?"""
+    """Problems, one sentence each: are committed notebooks current, executed in order and clean?"""
     return [f"{path.name}: {problem}" for path in resolve(notebooks) for problem in _problems(path)]
 
 

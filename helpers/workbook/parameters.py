@@ -1,13 +1,14 @@
 """The parameters of a run: typed, from a recipe (a YAML file), or for another model by rule.
 
 By rule, layers lie at the same fraction of the depth as in the default model, R is measured on the
-model itself (Mack & Turner, Deep Causal Transcoding, 2024), and its adapters and stored sweeps are
-left out. A recipe may say `RADIUS: calibrated` and `RADII: calibrated` as well.
+model itself (Mack & Turner, Deep Causal Transcoding, 2024; a recipe may ask for it too: `RADIUS:
+calibrated`, `RADII: calibrated`), and adapters and stored sweeps are left out.
 """
 
 import ast
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 
 import yaml
@@ -30,8 +31,7 @@ def parse_value(text: str):
 
 
 def read_recipe(path) -> tuple[list | None, dict]:
-    """(notebooks or None, parameters) of a YAML recipe: NAME: value lines, or the two keys
-    notebooks and parameters."""
+    """(notebooks or None, parameters) of a YAML recipe: these two keys, or parameters alone."""
     try:
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -53,8 +53,8 @@ def read_recipe(path) -> tuple[list | None, dict]:
 def for_notebooks(paths, typed, recipe, model=None) -> dict:
     """{path: what this notebook gets}: by rule for `model`, then the recipe's, then those typed.
 
-    A typed parameter must be known to a notebook of this run, a recipe's to any. UserError
-    otherwise, and where a model cannot be had or has not the layers.
+    UserError: a typed parameter that no notebook of this run has, one of the recipe that none has
+    at all, a model that cannot be had or has not the layers.
     """
     from ..models import DEFAULT
 
@@ -65,7 +65,12 @@ def for_notebooks(paths, typed, recipe, model=None) -> dict:
     _refuse_unknown(typed, own)
     _refuse_unknown(recipe, own | {path: _own(path) for path in resolve() if recipe})
     if model or CALIBRATED in asked.values():
-        return _in_a_process(for_model, own, asked, model)
+        # in a process, whose memory is free again when the kernels start
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            try:
+                return pool.submit(for_model, own, asked, model).result()
+            except ValueError as error:  # no such model, a layer that it has not
+                raise UserError(str(error)) from None
     return {path: _known(asked, parameters) for path, parameters in own.items()}
 
 
@@ -88,36 +93,20 @@ def _known(values, parameters):
     return {name: value for name, value in values.items() if name in parameters}
 
 
-def _in_a_process(function, *arguments):
-    """The function's result, from a process whose memory is free again when the kernels start."""
-    from ..models import ModelError
-
-    try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(function, *arguments).result()
-    except (ModelError, ValueError) as error:  # no such model, a layer that it has not
-        raise UserError(str(error)) from None
-
-
 def for_model(own: dict, asked: dict, model: str | None) -> dict:
     """`for_notebooks` where a model has to be loaded: its depth moves the layers, and a radius
-    measured on it replaces "calibrated". Prints each radius that it measured.
-
-    own: {path: parameters as committed}.
-    """
+    measured on it (and printed) replaces "calibrated". own: {path: parameters as committed}."""
     from ..models import load
 
     lm = load(asked.get("MODEL") or model or next(iter(own.values()))["MODEL"])
-    shares, radii = {}, {}
+    shares, measured = {}, cache(partial(calibrated, lm))
     for path, parameters in own.items():
         rule = by_rule(parameters, model, lm.n_layers) if model else {}
         share = _known({**rule, **asked}, parameters)
         if CALIBRATED in share.values():
             values = {**parameters, **share}
-            place = values["SOURCE_LAYER"], values["TARGET_LAYER"]
-            if place not in radii:
-                radii[place] = calibrated(lm, *place)
-            share |= {k: v for k, v in radii[place].items() if share.get(k) == CALIBRATED}
+            radii = measured(values["SOURCE_LAYER"], values["TARGET_LAYER"])
+            share |= {k: v for k, v in radii.items() if share.get(k) == CALIBRATED}
         shares[path] = share
     return shares
 
@@ -135,17 +124,16 @@ def by_rule(parameters: dict, model: str, n_layers: int) -> dict:
     return found
 
 
-def calibrated(lm, source: int, target: int, n_directions=30) -> dict:
-    """RADIUS and RADII (2 digits) by the radius at which block `source` to `target` is as
-    nonlinear as the rule says, on three prompts."""
+def calibrated(lm, source: int, target: int) -> dict:
+    """RADIUS and RADII (2 digits) by the radius that the rule calibrates on three prompts."""
     from ..models import prompts
     from ..residual import LayerSpan
     from ..training import calibrated_radius
 
     chats = [lm.chat_prompt(text) for text in prompts.texts("everyday", split="train", n=3)]
     span = LayerSpan(lm, chats, source, target, target_positions=slice(-3, None))
-    radius = calibrated_radius(span, n_directions=n_directions)
+    radius = calibrated_radius(span, n_directions=30)
     numbers = [float(f"{share * radius:.2g}") for share in (1, *SPREAD)]
-    where = f"{lm.name}, block {source} to {target}"
-    print(f"{where}: the calibrated radius is {numbers[0]:g}.", flush=True)
+    found = f"block {source} to {target}: the calibrated radius is {numbers[0]:g}"
+    print(f"{lm.name}, {found}.", flush=True)
     return {"RADIUS": numbers[0], "RADII": numbers[1:]}

@@ -1,5 +1,4 @@
-"""Execute the notebooks into build/, two at a time, going on where an interrupted run stopped;
-refresh the committed ones."""
+"""Execute the notebooks into build/, going on where a run stopped; refresh the committed ones."""
 
 import hashlib
 import json
@@ -11,12 +10,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import nbformat
 import psutil
 from filelock import FileLock, Timeout
 
 from .. import ROOT, UserError, ledger
-from .notebooks import PICTURE, check, committed, picture, read, resolve, source_hash, tagged
+from .notebooks import hash_of, put_outputs, read, resolve, source_hash, tagged
 from .parameters import for_notebooks, read_recipe
 
 PACKAGE = Path(__file__).resolve().parents[2]  # where a notebook's process finds the helpers
@@ -33,19 +31,13 @@ def usual_workers() -> int:
 
 
 def surroundings_hash() -> str:
-    """A hash of what every notebook depends on: the helpers' sources, and data/ except its
-    cache."""
+    """A hash of what every notebook depends on: helpers' sources, and data/ but for its cache."""
     found, cache = {}, ROOT / "data" / "cache"
     for path in [*(ROOT / "helpers").glob("**/*.py"), *(ROOT / "data").glob("**/*")]:
         if path.is_file() and cache not in path.parents and not path.name.startswith("."):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             found[path.relative_to(ROOT).as_posix()] = content
     return hash_of(found)
-
-
-def hash_of(*parts) -> str:
-    """A hash of texts and of what JSON can hold."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Job:
@@ -56,7 +48,7 @@ class Job:
         self.path, self.name, self.n_cells = path, path.stem, len(nb.cells)
         self.parameters, self.folder, self.default = parameters, folder, default
         self.alone = bool(tagged(nb, "times"))  # it times something: nothing else may run
-        self.key = hash_of(source_hash(nb, ("code", "markdown", "raw")), surroundings, parameters)
+        self.key = hash_of([source_hash(nb, ("code", "markdown", "raw")), surroundings, parameters])
         self.output, self.failed = folder / path.name, folder / f"{self.name}.failed.ipynb"
         self.stamp = folder / f"{self.name}.key"  # says of what source the output is
         self.partial = folder / f".{self.name}.partial.ipynb"
@@ -67,8 +59,7 @@ class Job:
         return there and self.stamp.read_text() == self.key
 
     def environment(self, one_thread) -> dict:
-        """What its kernel inherits: this Python's own kernel first, and whether the run counts for
-        the ledger."""
+        """What its kernel inherits; this Python's own kernel is found first."""
         kernels = [f"{sys.prefix}/share/jupyter", os.environ.get("JUPYTER_PATH", "")]
         return {
             **os.environ,
@@ -122,8 +113,7 @@ class Job:
         return good
 
     def stop(self) -> None:
-        """Wait for a process that was asked to stop, by closing its input; leave nothing half
-        written."""
+        """Wait for a process whose input was closed; leave nothing half written."""
         try:
             self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -133,17 +123,13 @@ class Job:
 
 
 def run_jobs(jobs, workers) -> list[str]:
-    """Execute the jobs, so many at a time; the names of those that failed. Interrupted, it stops
-    every kernel.
-
-    Several at a time have one thread each; those that time something come last, one by one, on all
-    threads.
-    """
+    """Execute the jobs; the names of those that failed. Several at a time have one thread each;
+    those that time something come last, one by one, on all. Interrupted, it stops every kernel."""
     waiting = sorted(jobs, key=lambda job: job.alone) if workers > 1 else list(jobs)
     running, failed, began = [], [], time.monotonic()
     try:
         while waiting or running:
-            if waiting and _may_start(waiting[0], running, workers):
+            if waiting and len(running) < (1 if waiting[0].alone else workers):
                 job = waiting.pop(0)
                 job.start(one_thread=workers > 1 and not job.alone)
                 running.append(job)
@@ -164,12 +150,6 @@ def run_jobs(jobs, workers) -> list[str]:
     return failed
 
 
-def _may_start(job, running, workers):
-    if job.alone or any(other.alone for other in running):
-        return not running
-    return len(running) < workers
-
-
 def _line(text=""):
     if sys.stdout.isatty():  # one line that is written over again and again
         print(f"\r\033[K{text}", end="", flush=True)
@@ -178,10 +158,9 @@ def _line(text=""):
 def run(notebooks=None, parameters=None, recipe=None, model=None, build=None, workers=None):
     """Execute notebooks into `build` (default: build/) and return the names of those that failed.
 
-    A notebook that succeeded before is skipped while its source, the helpers, the data and the
-    parameters stay the same. With parameters, a recipe or a model of one's own, outputs go to
-    build/runs/<hash>/ and the ledger is left alone. UserError, before anything runs: an unknown
-    notebook, parameter or model, a bad recipe, another run in the same folder.
+    What succeeded before is skipped while source, helpers, data and parameters stay the same. With
+    parameters, a recipe or a model of one's own, outputs go to build/runs/<hash>/, the ledger stays
+    as it is. UserError, before anything runs: a mistake in these, another run in the same folder.
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: one or more notebooks run at a time.")
@@ -204,32 +183,23 @@ def run(notebooks=None, parameters=None, recipe=None, model=None, build=None, wo
 
 
 def _run_all(shares, folder, default, workers):
-    surroundings, jobs = surroundings_hash(), []
-    for path, share in shares.items():
-        job = Job(path, share, folder, default, surroundings)
-        if job.done():
-            print(f"skipped {path.stem}: unchanged since its last run", flush=True)
-        else:
-            jobs.append(job)
-    failed = run_jobs(jobs, workers)
-    return [path.stem for path in shares if path.stem in failed]  # in reading order
+    surroundings = surroundings_hash()
+    jobs = [Job(path, share, folder, default, surroundings) for path, share in shares.items()]
+    done = [job for job in jobs if job.done()]
+    for job in done:
+        print(f"skipped {job.name}: unchanged since its last run", flush=True)
+    failed = run_jobs([job for job in jobs if job not in done], workers)
+    return [job.name for job in jobs if job.name in failed]  # in reading order
 
 
 def refresh(notebooks=None, build=None, workers=None):
-    """Bring committed notebooks up to date: a default run, whose outputs are cleaned and put into
-    the sources.
-
-    What a run would skip is not executed again. A notebook that failed is left as it was. Returns
-    their names.
-    """
+    """A default run, its outputs put into the sources; returns what failed, and stays as it was."""
     build, paths = ledger.build_folder(build).resolve(), resolve(notebooks)
     failed = run(paths, build=build, workers=workers)
-    for path in (path for path in paths if path.stem not in failed):
-        nb = committed(read(path), nbformat.read(build / f"{path.stem}.ipynb", as_version=4))
-        ledger.write_atomically(path, nbformat.writes(nb) + "\n")
-        if shown := picture(nb):
-            PICTURE.write_bytes(shown)
-        print("\n".join([f"refreshed {path.stem}", *check([path])]))
+    for path in paths:
+        if path.stem not in failed:
+            problems = put_outputs(path, read(build / f"{path.stem}.ipynb"))
+            print("\n".join([f"refreshed {path.stem}", *problems]))
     readme = ROOT / "README.md"
     ledger.write_atomically(readme, ledger.into_readme(readme.read_text(encoding="utf-8"), build))
     return failed
