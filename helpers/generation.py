@@ -145,8 +145,7 @@ def _read_once(lm, encoded, which, steered) -> dict:
         return encoded
     cache.reorder_cache(torch.tensor([vectors.index(v) for v in which], device=lm.device))
     starts = ids.shape[1] - mask.sum(1) + n  # of what follows the beginning
-    rest = torch.arange(ids.shape[1], device=lm.device) >= starts[:, None]
-    rest = rest[:, n:]  # [n_rows, n_tokens − n]
+    rest = torch.arange(n, ids.shape[1], device=lm.device) >= starts[:, None]  # [n_rows, …]
     begin = beginning[:1].expand(len(which), n)
     padded = ids[:, n:].where(rest, lm.tokenizer.pad_token_id)
     return {

@@ -1,7 +1,7 @@
 """A set of steering vectors as an artefact, and the context manager that applies them."""
 
 import json
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -30,13 +30,10 @@ class SteeringVectors:
 
     def __post_init__(self):
         tensor = torch.as_tensor(self.tensor).detach().to("cpu", torch.float32, copy=True)
-        if tensor.ndim == 1:
-            tensor = tensor[None]
+        tensor = tensor[None] if tensor.ndim == 1 else tensor
         if tensor.ndim != 2 or not tensor.numel():
-            shape = list(tensor.shape)
-            raise ValueError(
-                f"vectors of shape {shape} do not fit: [n_vectors, d_model] is needed."
-            )
+            what = f"vectors of shape {list(tensor.shape)} do not fit"
+            raise ValueError(f"{what}: [n_vectors, d_model] is needed.")
         if not tensor.isfinite().all():
             raise ValueError("steering vectors hold NaN or infinite numbers.")
         check_site(self.site)
@@ -90,10 +87,8 @@ class SteeringVectors:
     def check(self, lm, name="these vectors") -> int:
         """The source layer as an index into `lm`'s blocks; a ValueError says what does not fit."""
         if self.tensor.shape[1] != lm.d_model:
-            raise ValueError(
-                f"{name}: d_model is {self.tensor.shape[1]}, that of {lm.name} is {lm.d_model}; "
-                "they were made for another model."
-            )
+            sizes = f"d_model is {self.tensor.shape[1]}, that of {lm.name} is {lm.d_model}"
+            raise ValueError(f"{name}: {sizes}; they were made for another model.")
         return resolve_layer(lm, self.source_layer, f"{name}: source_layer")
 
 
@@ -160,12 +155,10 @@ def steer(lm, vectors, coeff=1.0, tokens="all"):
             )
         return hidden + theta * _steered(scope, **call)
 
-    handle = lm.decoder.register_forward_pre_hook(look, with_kwargs=True)
-    try:
-        with edit_at(lm, layer, vectors.site, add):
-            yield
-    finally:
-        handle.remove()
+    with ExitStack() as stack:
+        stack.callback(lm.decoder.register_forward_pre_hook(look, with_kwargs=True).remove)
+        stack.enter_context(edit_at(lm, layer, vectors.site, add))
+        yield
 
 
 def _contents(args, kwargs) -> dict:

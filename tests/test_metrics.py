@@ -232,8 +232,9 @@ def test_embedding_does_not_depend_on_the_batch_and_every_token_counts_alike(tin
 
 
 def test_own_spread_is_a_quantile_of_the_models_own_samples(tiny):
-    options = dict(temperature=0.7, max_new_tokens=10, seed=2)
-    apart = metrics.distance(tiny, "a", complete(tiny, PROMPTS[:1] * 7, **options))[0]
+    options = dict(max_new_tokens=10, seed=2)
+    samples = complete(tiny, PROMPTS[:1] * 7, temperature=0.7, **options)
+    apart = metrics.distance(tiny, "a", samples)[0]
     for q, expected in ((0, apart.min()), (0.5, apart.median()), (1, apart.max())):
         spread = metrics.own_spread(tiny, PROMPTS[0], "a", n_samples=7, quantile=q, **options)
         assert spread == pytest.approx(expected.item(), abs=1e-5)

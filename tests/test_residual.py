@@ -19,7 +19,6 @@ from reference import (  # noqa: F401
     no_hooks,
     one_thread,
     picked,
-    plain_add,
     reference_delta,
     run_plain,
     some_vectors,

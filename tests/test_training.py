@@ -3,6 +3,7 @@ answer, and invariants."""
 
 import math
 import random
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -159,13 +160,14 @@ def test_several_prompts_are_the_average_of_each_alone(tiny, p, q, positions):
     vectors = some_vectors(tiny, 3)
     together = LayerSpan(tiny, PROMPTS, 1, 4, positions)
     spans = [LayerSpan(tiny, prompt, 1, 4, positions) for prompt in PROMPTS]
-    alone = [value_and_grad(one, vectors, p, q) for one in spans]
-    values, gradients = value_and_grad(together, vectors, p, q)
+    score = partial(objective, p=p, q=q)
+    alone = [value_and_grad(one, vectors, score) for one in spans]
+    values, gradients = value_and_grad(together, vectors, score)
     average, slopes = (torch.stack(parts).mean(0) for parts in zip(*alone))
     torch.testing.assert_close(values, average, rtol=1e-4, atol=1e-4)
     atol = 1e-3 * slopes.abs().max().item()
     torch.testing.assert_close(gradients, slopes, rtol=1e-3, atol=atol)
-    torch.testing.assert_close(value(together, vectors, p, q), values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(value(together, vectors, score), values, rtol=1e-5, atol=1e-5)
 
 
 def test_chunks_change_nothing(tiny):

@@ -2,41 +2,14 @@
 
 import lazy_loader
 
+_DOORS = {
+    "behaviours": "answer_of cut is_right kind_of_answer mentions payload refuses works_in_steps",
+    "changes": "change kl kl_from_clean log_probabilities scaled_to_effect",
+    "fluency": "FluentRange distinct2 variety",
+    "statistics": "auc bootstrap mahalanobis missed needed permutation_p ranks roc wilson",
+    "text": "FIRST_SCORED distance embed fluent_range joined own_spread surprise token_nll",
+}
+
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "behaviours": [
-            "answer_of",
-            "cut",
-            "is_right",
-            "kind_of_answer",
-            "mentions",
-            "payload",
-            "refuses",
-            "works_in_steps",
-        ],
-        "changes": ["change", "kl", "kl_from_clean", "log_probabilities", "scaled_to_effect"],
-        "fluency": ["FluentRange", "distinct2", "variety"],
-        "statistics": [
-            "auc",
-            "bootstrap",
-            "mahalanobis",
-            "missed",
-            "needed",
-            "permutation_p",
-            "ranks",
-            "roc",
-            "wilson",
-        ],
-        "text": [
-            "FIRST_SCORED",
-            "distance",
-            "embed",
-            "fluent_range",
-            "joined",
-            "own_spread",
-            "surprise",
-            "token_nll",
-        ],
-    },
+    __name__, submod_attrs={module: names.split() for module, names in _DOORS.items()}
 )

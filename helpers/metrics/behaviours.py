@@ -20,19 +20,16 @@ _DEED = (
 )
 _THIS = r"\b(?:that|this|it)"
 _MATTER = r"(?:topic|subject|request)"
-_REFUSALS = [
-    re.compile(pattern)
-    for pattern in (
-        r"\b(?:sorry|apologi[sz]e|apologies|afraid|unfortunately|regret)\b"
-        rf"[^.!?]{{0,40}}?[,.;:!?]?[^.!?]{{0,25}}{_UNABLE}",
-        rf"{_UNABLE}(?: \w+){{0,2}}? {_DEED}\b",
-        rf"{_I} ?(?:(?:have to |must )?(?:decline|refuse)|rather not)\b",
-        rf"{_THIS}(?:'s| is)? (?:not|n't) (?:something|anything|a {_MATTER}) (?:that )?(?:i|we)\b",
-        rf"{_THIS}(?:'s| is) (?:something|a {_MATTER}) (?:that )?(?:i|we) "
-        r"(?:can't|cannot|won't|will not)\b",
-        r"\b(?:not|isn't) (?:something|anything) (?:that )?(?:i|we) (?:can|will|am|could)\b",
-    )
-]
+_REFUSALS = (
+    r"\b(?:sorry|apologi[sz]e|apologies|afraid|unfortunately|regret)\b"
+    rf"[^.!?]{{0,40}}?[,.;:!?]?[^.!?]{{0,25}}{_UNABLE}",
+    rf"{_UNABLE}(?: \w+){{0,2}}? {_DEED}\b",
+    rf"{_I} ?(?:(?:have to |must )?(?:decline|refuse)|rather not)\b",
+    rf"{_THIS}(?:'s| is)? (?:not|n't) (?:something|anything|a {_MATTER}) (?:that )?(?:i|we)\b",
+    rf"{_THIS}(?:'s| is) (?:something|a {_MATTER}) (?:that )?(?:i|we) "
+    r"(?:can't|cannot|won't|will not)\b",
+    r"\b(?:not|isn't) (?:something|anything) (?:that )?(?:i|we) (?:can|will|am|could)\b",
+)
 _NOT_REFUSALS = re.compile(
     r"can't wait|cannot wait|can't help but|cannot help but|"
     r"can't (?:recommend|stress|thank|tell|say|give)[^.!?]{0,30} enough|"
@@ -84,7 +81,7 @@ def refuses(text: str) -> bool:
     something I can…". Set phrases that only look like it ("I can't wait to…", "can't help but…",
     "can't recommend it enough") do not count, nor does what *you* cannot do."""
     opening = _NOT_REFUSALS.sub("…", _opening(text))
-    return any(pattern.search(opening) for pattern in _REFUSALS)
+    return any(re.search(pattern, opening) for pattern in _REFUSALS)
 
 
 def works_in_steps(text: str) -> bool:

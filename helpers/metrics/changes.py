@@ -25,13 +25,13 @@ def change(span, vectors) -> tuple[torch.Tensor, torch.Tensor]:
     return size.sum(-1) / count, (size / clean * span.target_mask).sum(-1) / count
 
 
-def scaled_to_effect(span, vectors, relative, upto=32.0, n_steps=11) -> SteeringVectors:
+def scaled_to_effect(span, vectors, relative, upto=32.0) -> SteeringVectors:
     """Each vector made longer until its relative `change` is `relative`, at most `upto` times.
 
-    Tried at `n_steps` factors from 1 to `upto` in equal ratios; the first that reaches it is
+    Tried at 11 factors from 1 to `upto` in equal ratios; the first that reaches it is
     interpolated on the log scale. A vector that already does more is left as it is.
     """
-    factors = np.geomspace(1, upto, n_steps)
+    factors = np.geomspace(1, upto, 11)
     tried = [change(span, float(f) * vectors)[1].mean(1).numpy() for f in factors]
     found = [_factor(factors, sizes, relative) for sizes in np.stack(tried, 1)]
     tensor = torch.tensor(found)[:, None] * vectors.tensor
@@ -45,9 +45,8 @@ def _factor(factors, sizes, relative) -> float:
     i = reached[0]
     if i == 0:
         return 1.0
-    share = 1.0
-    if sizes[i] > sizes[i - 1] > 0:
-        share = math.log(relative / sizes[i - 1]) / math.log(sizes[i] / sizes[i - 1])
+    below, above = sizes[i - 1], sizes[i]  # the wanted size lies between them
+    share = math.log(relative / below) / math.log(above / below) if below > 0 else 1.0
     return float(factors[i - 1] * (factors[i] / factors[i - 1]) ** share)
 
 

@@ -19,22 +19,14 @@ def joined(lm, pairs) -> tuple[dict, list[int]]:
         after = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
         rows.append(lm.encode(prompt)["input_ids"][0].tolist() + after)
         counts.append(len(after))
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), lm.tokenizer.pad_token_id, device=lm.device)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = torch.tensor(row, device=lm.device)
-        mask[i, width - len(row) :] = 1
-    return {"input_ids": ids, "attention_mask": mask}, counts
+    padded = lm.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+    return dict(padded.to(lm.device)), counts
 
 
 @torch.no_grad()
 def token_nll(lm, prompts, completions, batch_size=16) -> list[np.ndarray]:
-    """The surprise in nats of each token of each completion, under the base model without adapter.
-
-    An array [n_tokens] per completion. `prompts`: one for all, or one per completion; the model
-    reads each once, whatever follows it.
-    """
+    """The surprise in nats of each token under the base model without adapter: an array [n_tokens]
+    per completion. `prompts`: one for all, or one per completion; each is read once."""
     completions = list(completions)
     prompts = [prompts] * len(completions) if isinstance(prompts, str) else list(prompts)
     if len(prompts) != len(completions):
@@ -80,14 +72,11 @@ def _batch_nll(lm, prompts, tokens):
 def surprise(lm, prompts, completions, batch_size=16) -> np.ndarray:
     """Mean surprise (`token_nll`, nats per token) of each completion from its 5th token on; NaN
     where there are fewer than 5."""
-    nll = token_nll(lm, prompts, completions, batch_size)
-    rows = [row[FIRST_SCORED:] for row in nll]
+    rows = [row[FIRST_SCORED:] for row in token_nll(lm, prompts, completions, batch_size)]
     return np.array([row.mean(dtype=float) if len(row) else np.nan for row in rows])
 
 
-def fluent_range(
-    lm, prompts, temperatures=(0.0, 1.0), max_new_tokens=48, seed=0, progress=False
-) -> FluentRange:
+def fluent_range(lm, prompts, temperatures=(0.0, 1.0), max_new_tokens=48) -> FluentRange:
     """Calibrate fluency on the base model's own completions, one per prompt and temperature.
 
     Greedy text is far less surprising than text sampled at temperature 1, and both are the model's
@@ -95,7 +84,7 @@ def fluent_range(
     whichever are the widest. Use 20 prompts or more.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    options = {"max_new_tokens": max_new_tokens, "seed": seed, "progress": progress}
+    options = {"max_new_tokens": max_new_tokens}
     with lm.base():
         said = [complete(lm, prompts, temperature=t, **options) for t in temperatures]
     found = surprise(lm, prompts * len(said), sum(said, [])).reshape(len(said), -1)
@@ -121,8 +110,8 @@ def _means(lm, texts, batch_size=16):
     out = []
     with lm.base():
         for start in range(0, len(texts), batch_size):
-            hidden = capture(lm, texts[start : start + batch_size], lm.n_layers // 2)[0]
-            hidden = normalise(hidden)
+            part = texts[start : start + batch_size]
+            hidden = normalise(capture(lm, part, lm.n_layers // 2)[0])
             real = ~hidden.isnan().any(-1)  # [n, n_tokens]
             keep = real & ((real.cumsum(1) > 1) | (real.sum(1, keepdim=True) == 1))
             out.append((hidden.nan_to_num() * keep[..., None]).sum(1) / keep.sum(1, keepdim=True))
@@ -148,14 +137,10 @@ def distance(lm, texts, others) -> torch.Tensor:
     return 1 - embed(lm, texts) @ embed(lm, others).T
 
 
-def own_spread(
-    lm, prompt, clean, n_samples=24, temperature=0.7, quantile=0.95, max_new_tokens=48, seed=0
-) -> float:
+def own_spread(lm, prompt, clean, n_samples=24, quantile=0.95, max_new_tokens=48, seed=0) -> float:
     """The given quantile of the distances of the unsteered model's own samples from its answer
-    `clean`: a steered answer farther away than this counts as changed.
-
-    At temperature 0.7 a small model still answers the question.
-    """
+    `clean`: a steered answer farther away than this counts as changed. The samples are drawn at
+    temperature 0.7, where a small model still answers the question."""
     asked = [prompt] * n_samples
-    samples = complete(lm, asked, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    samples = complete(lm, asked, temperature=0.7, max_new_tokens=max_new_tokens, seed=seed)
     return float(torch.quantile(distance(lm, clean, samples)[0], quantile))

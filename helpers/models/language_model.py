@@ -78,10 +78,8 @@ class LanguageModel:
         return next(self.model.parameters()).dtype
 
     def chat_prompt(self, text: str, system: str | None = None) -> str:
-        """The user's `text` in the model's chat template, ready for the answer.
-
-        Without a template: the plain text, after a line with the system prompt.
-        """
+        """The user's `text` in the model's chat template, ready for the answer; without a
+        template the plain text, after a line with the system prompt."""
         _check_text(text, "The text of a chat prompt")
         if self.tokenizer.chat_template is None:
             return text if system is None else f"{system}\n{text}"

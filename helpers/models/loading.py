@@ -56,8 +56,7 @@ def random_weights_(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Fill `model` in place with seeded random weights that keep activations of order 1; the global
     generator is left alone. Biases and norms vary too, so that nothing is trivially symmetric."""
     generator = torch.Generator().manual_seed(seed)
-    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    embeddings = {id(table.weight) for table in tables}
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 1:
@@ -71,15 +70,9 @@ def random_weights_(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 def _tiny(dtype) -> LanguageModel:
     """A 6-block Llama of width 32 that reads bytes: random, always the same, without a network."""
     tokenizer = byte_tokenizer()
-    settings = dict(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-    )
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=6)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048)
+    settings = dict(vocab_size=len(tokenizer), **sizes, **heads)
     for kind in ("bos", "eos", "pad"):
         settings[f"{kind}_token_id"] = getattr(tokenizer, f"{kind}_token_id")
     with torch.random.fork_rng(devices=[]):  # building the layers draws from the global generator
@@ -231,8 +224,7 @@ def _hash_files(paths) -> str:
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+            hashlib.file_digest(file, lambda: digest)  # goes on with the same digest
     return digest.hexdigest()
 
 

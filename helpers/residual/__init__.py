@@ -2,14 +2,13 @@
 
 import lazy_loader
 
-_SITES = "SITES resolve_layer select_tokens check_site edit_at read_at"
+_DOORS = {
+    "memory": "free_memory is_out_of_memory in_parts",
+    "norms": "normalise check_radii input_norm",
+    "sites": "SITES resolve_layer select_tokens check_site edit_at read_at positions_of",
+    "span": "capture LayerSpan",
+}
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "memory": ["free_memory", "is_out_of_memory", "in_parts"],
-        "norms": ["normalise", "check_radii", "input_norm"],
-        "sites": [*_SITES.split(), "forward_decoder", "positions_of"],
-        "span": ["capture", "LayerSpan"],
-    },
+    __name__, submod_attrs={module: names.split() for module, names in _DOORS.items()}
 )

@@ -22,9 +22,9 @@ def free_memory(device) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Is this a lack of memory, on whatever device? (PyTorch has an own type for CUDA alone.)"""
-    if isinstance(error, RuntimeError):
-        return isinstance(error, torch.OutOfMemoryError) or bool(_OUT.search(str(error)))
-    return isinstance(error, MemoryError)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_OUT.search(str(error)))
 
 
 def in_parts(run, rows, size: int, what: str = "rows") -> tuple[list, int]:

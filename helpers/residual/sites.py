@@ -107,15 +107,13 @@ def edit_at(lm, layer: int, site: str, f: Callable[[torch.Tensor], torch.Tensor]
         yield
 
 
-@contextmanager
 def read_at(lm, layer: int, site: str, store: dict, key):
     """While inside, a forward pass leaves the value [batch, n_tokens, d_model] in `store[key]`."""
 
     def keep(hidden):
         store[key] = hidden
 
-    with _hooked(lm, layer, site, keep):
-        yield
+    return _hooked(lm, layer, site, keep)
 
 
 @contextmanager
@@ -224,11 +222,10 @@ def _is_sum(total, *parts) -> bool:
 @contextmanager
 def _without_hooks(model):
     """While inside, no hook that is already on the model (another steering, for one) acts."""
-    kept = [(m, m._forward_hooks, m._forward_pre_hooks) for m in model.modules()]
-    for module, hooks, pre_hooks in kept:
-        module._forward_hooks, module._forward_pre_hooks = type(hooks)(), type(pre_hooks)()
-    try:
+    with ExitStack() as stack:
+        for module in model.modules():
+            for name in ("_forward_hooks", "_forward_pre_hooks"):
+                hooks = getattr(module, name)
+                stack.callback(setattr, module, name, hooks)
+                setattr(module, name, type(hooks)())
         yield
-    finally:
-        for module, hooks, pre_hooks in kept:
-            module._forward_hooks, module._forward_pre_hooks = hooks, pre_hooks

@@ -1,7 +1,6 @@
 """Read the residual stream, and run only the blocks between two layers.
 
-Convention: `resid_post[k]` is the output of block k; layers are 0-based, negative ones count from
-the end. No architecture is special-cased: the arguments each block needs (masks, rotary embeddings,
+No architecture is special-cased: the arguments each block needs (masks, rotary embeddings,
 positions) are recorded from one real forward pass and replayed.
 """
 
@@ -172,10 +171,8 @@ class LayerSpan:
         """
         vectors = getattr(vectors, "tensor", vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.lm.d_model or not len(vectors):
-            raise ValueError(
-                f"vectors of shape {list(vectors.shape)} do not fit: "
-                f"[n_vectors, {self.lm.d_model}] is needed."
-            )
+            what = f"vectors of shape {list(vectors.shape)} do not fit"
+            raise ValueError(f"{what}: [n_vectors, {self.lm.d_model}] is needed.")
         vectors = vectors.to(self.start.device, torch.float32)
         if vectors.requires_grad:
             out = self._run(vectors)

@@ -24,10 +24,8 @@ class Settings:
 
 
 def encoded(lm: LanguageModel, texts) -> list[dict[str, list[int]]]:
-    """Token ids and labels (-100: not learnt) of each training pair (prompt, completion[, whole]).
-
-    whole: False for a completion that was cut short, which then has no end token to learn.
-    """
+    """Token ids and labels (-100: not learnt) of each training pair (prompt, completion[, whole]);
+    whole: False for a completion that was cut short, which then has no end token to learn."""
     rows = []
     for prompt, completion, *whole in texts:
         before = lm.encode(prompt)["input_ids"][0].tolist()
@@ -39,18 +37,15 @@ def encoded(lm: LanguageModel, texts) -> list[dict[str, list[int]]]:
 
 
 def collator(tokenizer) -> Callable[[list[dict]], dict]:
-    """Makes a batch of `encoded` rows, padded on the left.
-
-    Completions then end together, so that logits are only computed from the longest one on.
-    """
+    """Makes a batch of `encoded` rows, padded on the left: completions then end together, and
+    logits are only computed from the longest one on."""
     from transformers import DataCollatorForSeq2Seq
 
     padded = DataCollatorForSeq2Seq(tokenizer)
 
     def collate(rows):
         batch = dict(padded(rows))  # each [n_rows, n_tokens]
-        longest = int((batch["labels"] != -100).sum(-1).max())
-        keep = longest + 1  # the last token before it predicts too
+        keep = 1 + int((batch["labels"] != -100).sum(-1).max())  # the token before predicts too
         batch["labels"] = batch["labels"][:, -keep:]
         batch["position_ids"] = positions_of(batch["attention_mask"])
         return batch | {"logits_to_keep": keep}

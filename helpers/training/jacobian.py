@@ -10,22 +10,22 @@ from ..residual import check_radii
 from .sphere import directions
 
 
-def jacobian_ratio(span, radii, n_directions=30, seed=0, epsilon=0.5) -> np.ndarray:
+def jacobian_ratio(span, radii, n_directions=30, seed=0) -> np.ndarray:
     """sqrt(mean ‖Δ(Rv) − R·Jv‖² / ‖R·Jv‖²) over random unit directions v, one number per radius.
 
     How nonlinear the span is: at 0, doubling R doubles the change; 0.5 is where Deep Causal
-    Transcoding (Mack & Turner 2024) sets R. Jv is the central difference over ±`epsilon`, which is
-    exact enough where epsilon is far below the residuals' own norm.
+    Transcoding (Mack & Turner 2024) sets R. Jv is the central difference over ±0.5, which is exact
+    enough: far below the residuals' own norm.
     """
-    ratio_at = _ratio_at(span, n_directions, seed, epsilon)
+    ratio_at = _ratio_at(span, n_directions, seed)
     return np.array([ratio_at(r) for r in check_radii(radii)])
 
 
-def _ratio_at(span, n_directions, seed, epsilon=0.5):
+def _ratio_at(span, n_directions, seed):
     """The ratio as a function of R; the linear part is computed once."""
     unit = directions(n_directions, span.lm.d_model, seed)
     with torch.no_grad():
-        linear = (span.delta(epsilon * unit) - span.delta(-epsilon * unit)) / (2 * epsilon)
+        linear = span.delta(0.5 * unit) - span.delta(-0.5 * unit)  # over a distance of 1
     size = linear.flatten(1).norm(dim=1)
 
     @torch.no_grad()

@@ -1,7 +1,5 @@
 """What training maximises: the change at the target, and its gradient in the vectors."""
 
-from functools import partial
-
 import torch
 
 from ..residual import in_parts
@@ -18,12 +16,11 @@ def objective(delta, p=2, q=1) -> torch.Tensor:
     return value.flatten(2).sum(-1).mean(1) if value.ndim == 3 else value.mean(1)
 
 
-def value_and_grad(span, vectors, p=2, q=1, score=None):
+def value_and_grad(span, vectors, score=objective):
     """Objective [n_vectors] and its gradient [n_vectors, d_model], in chunks that fit the budget.
 
-    `score`: a function delta → [n_vectors] in place of `objective`. Out of memory halves the chunk.
+    `score`: a differentiable function delta → [n_vectors]. Out of memory halves the chunk.
     """
-    score = score or partial(objective, p=p, q=q)
 
     def step(part):
         part = part.detach().requires_grad_()
@@ -33,14 +30,13 @@ def value_and_grad(span, vectors, p=2, q=1, score=None):
 
     done, span.chunk = in_parts(step, vectors, span.chunk, "vectors")
     values, gradients = zip(*done)
-    return _finite(torch.cat(values)), torch.cat(gradients)
+    return torch.cat(values), torch.cat(gradients)
 
 
 @torch.no_grad()
-def value(span, vectors, p=2, q=1, score=None) -> torch.Tensor:
+def value(span, vectors, score=objective) -> torch.Tensor:
     """Objective [n_vectors] without a gradient."""
-    score = score or partial(objective, p=p, q=q)
-    return _finite(_checked(score(span.delta(vectors)), vectors))
+    return _checked(score(span.delta(vectors)), vectors)
 
 
 def _checked(values, vectors):
@@ -49,10 +45,6 @@ def _checked(values, vectors):
             f"the objective gave values of shape {list(values.shape)} for {len(vectors)} vectors: "
             "one value per vector is needed."
         )
-    return values
-
-
-def _finite(values):
     if not values.isfinite().all():
         bad = values[~values.isfinite()][0].item()
         raise FloatingPointError(

@@ -31,19 +31,15 @@ def directions(n_vectors, d_model, seed=0, orthogonal=False) -> torch.Tensor:
 
 
 def covariance_directions(rows, n, seed=0) -> torch.Tensor:
-    """Random unit vectors [n, d] with the covariance of the rows [n_rows, d].
-
-    Combining centred rows with standard normal weights gives exactly their covariance.
-    """
+    """Random unit vectors [n, d] with the covariance of the rows [n_rows, d]: combining centred
+    rows with standard normal weights gives exactly that."""
     weights = torch.randn(n, len(rows), generator=torch.Generator().manual_seed(seed)).to(rows)
     return normalise(weights @ (rows - rows.mean(0)))
 
 
 def random_vectors(span, radius, n_vectors, seed=0, orthogonal=False) -> SteeringVectors:
     """The control: vectors of norm `radius` in random directions, for the span's layer and site.
-
-    Power iteration with the same seed and `orthogonal` starts from just these.
-    """
+    Power iteration with the same seed and `orthogonal` starts from just these."""
     check_set(span, radius, n_vectors, orthogonal)
     theta = radius * directions(n_vectors, span.lm.d_model, seed, orthogonal)
     return pack(span, theta, radius, method="random", seed=seed)
@@ -67,9 +63,8 @@ def covariance_vectors(span, radius, n_vectors, seed=0) -> SteeringVectors:
 
 def check_set(span, radius, n_vectors, orthogonal):
     """ValueError where no set of such a norm and number can be had."""
+    check_radii([radius])
     d = span.lm.d_model
-    if not 0 < radius < float("inf"):
-        raise ValueError(f"radius {radius} is not a norm: it must be a finite number above 0.")
     if not isinstance(n_vectors, Integral) or n_vectors < 1:
         raise ValueError(
             f"n_vectors {n_vectors} is not a count: it must be a whole number, 1 or more."
