@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .. import DATA
 from ..metrics import wilson
-from ..models import DEFAULT, LanguageModel, ModelError, load, prompts, with_adapter
+from ..models import DEFAULT, LanguageModel, load, prompts, with_adapter
 from ..training import adapters
 from .organism_recipes import PURPOSES, RECIPES, Recipe, open_seal  # noqa: F401
 
@@ -114,7 +114,7 @@ def main(name: str, model: str | None = None) -> int:
     before = json.loads(old.read_text(encoding="utf-8")) if old.is_file() else None
     try:
         card = train(name, base=model or DEFAULT)
-    except (ValueError, ModelError) as error:
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     print(json.dumps(card, indent=1, ensure_ascii=False))
