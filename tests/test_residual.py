@@ -264,8 +264,7 @@ def test_attention_is_what_comes_between(architectures):
 
 
 IN_PARALLEL = ("gpt_neox", "phi", "falcon", "cohere2", "gptj")
-NO_ATTN_OUT = ("bloom", "falcon_h1")  # added inside attention; added to a state space's output
-NO_RESID_MID = (*IN_PARALLEL, "opt", "bloom", "mpt")  # these three: inside the MLP, or other shapes
+NO_ATTN_OUT = ("falcon_h1",)  # added to a state space's output
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -280,7 +279,7 @@ def test_adding_to_attention_is_adding_to_what_comes_of_it(architecture, dtype):
         except ValueError as error:
             assert f"site {site!r} does not exist in {type(lm.blocks[1]).__name__}" in str(error)
     assert ("attn_out" in delta) == (architecture not in NO_ATTN_OUT)
-    assert ("resid_mid" in delta) == (architecture not in NO_RESID_MID)
+    assert ("resid_mid" in delta) == (architecture not in IN_PARALLEL)
     same = "resid_post" if architecture in IN_PARALLEL else "resid_mid"
     if "attn_out" in delta and same in delta:
         off = (delta["attn_out"] - delta[same]).norm() / delta[same].norm()
@@ -432,15 +431,21 @@ def test_delta_refuses_vectors_of_another_shape(tiny, shape):
         LayerSpan(tiny, PROMPTS, 1, 4).delta(torch.zeros(shape))
 
 
+class Doubled(torch.nn.Module):
+    def forward(self, hidden_states, **others):
+        return 2 * hidden_states
+
+
 def test_capture_and_edits_refuse_by_name(tiny):
     with pytest.raises(ValueError, match=r"layer 6 is outside the model.*0 … 5"):
         capture(tiny, PROMPTS, [0, 6])
     with pytest.raises(ValueError, match="site 'mlp' is unknown"):
         capture(tiny, PROMPTS, 0, "mlp")
     lm = tiny_model("llama")
-    lm.blocks[1] = torch.nn.Identity()
-    with pytest.raises(ValueError, match="'mlp_out' does not exist in Identity"):
-        edit_at(lm, 1, "mlp_out", lambda hidden: hidden).__enter__()
+    lm.blocks[1] = Doubled()
+    for site in ("resid_mid", "attn_out", "mlp_out"):
+        with pytest.raises(ValueError, match=f"'{site}' does not exist in Doubled"):
+            edit_at(lm, 1, site, lambda hidden: hidden).__enter__()
 
 
 def test_a_block_that_cannot_be_replayed_is_noticed():

@@ -3,9 +3,11 @@
 import lazy_loader
 
 _DOORS = {
+    "checks": "check_finite check_kind check_length check_seed whole",
     "memory": "free_memory is_out_of_memory in_parts",
-    "norms": "normalise check_radii input_norm",
-    "sites": "SITES resolve_layer select_tokens check_site edit_at read_at positions_of",
+    "norms": "normalise check_radii check_radius input_norm",
+    "sites": "SITES resolve_layer select_tokens check_positions check_site edit_at read_at "
+    "positions_of",
     "span": "capture LayerSpan",
 }
 

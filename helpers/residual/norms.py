@@ -12,13 +12,27 @@ def normalise(x: torch.Tensor) -> torch.Tensor:
 
 def check_radii(radii) -> list[float]:
     """The radii as floats; ValueError if there are none or one is not a finite number above 0."""
-    radii = [float(r) for r in ([radii] if isinstance(radii, (int, float)) else radii)]
-    if not radii:
+    if isinstance(radii, str):
+        raise ValueError(f"radius {radii!r} is text: it must be a finite number above 0.")
+    try:
+        listed = list(radii)
+    except TypeError:  # one number, NumPy's and torch's too
+        listed = [radii]
+    if not listed:
         raise ValueError("radii is empty: give at least one number above 0.")
-    for r in radii:
-        if not 0 < r < float("inf"):
-            raise ValueError(f"radius {r:g} is not a norm: it must be a finite number above 0.")
-    return radii
+    return [check_radius(r) for r in listed]
+
+
+def check_radius(radius) -> float:
+    """A norm as a float; ValueError if it is not a finite number above 0."""
+    try:
+        number = float("nan") if isinstance(radius, (str, bool)) else float(radius)
+    except (TypeError, ValueError, RuntimeError):
+        number = float("nan")
+    if not 0 < number < float("inf"):
+        shown = f"{radius:g}" if isinstance(radius, (int, float)) else repr(radius)
+        raise ValueError(f"radius {shown} is not a norm: it must be a finite number above 0.")
+    return number
 
 
 def input_norm(lm, layer: int) -> torch.nn.Module:

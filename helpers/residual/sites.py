@@ -6,10 +6,11 @@ parts are found by what they compute.
 
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from numbers import Integral
 from weakref import WeakKeyDictionary
 
 import torch
+
+from .checks import check_length, whole
 
 SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "resid_post")
 ROLES = {"all": slice(None), "all_but_first": slice(1, None), "last": [-1]}
@@ -19,7 +20,11 @@ ROLES = {"all": slice(None), "all_but_first": slice(1, None), "last": [-1]}
 def resolve_layer(lm, layer, name="layer") -> int:
     """The 0-based index of a block of `lm`; a ValueError names the allowed range."""
     n = lm.n_layers
-    if isinstance(layer, bool) or not isinstance(layer, Integral) or not -n <= layer < n:
+    try:
+        inside = -n <= whole(layer, name) < n
+    except ValueError:
+        inside = False
+    if not inside:
         allowed = f"it has {n} blocks, so use 0 … {n - 1} or {-n} … -1"
         raise ValueError(f"{name} {layer!r} is outside the model: {allowed}.")
     return int(layer) % n
@@ -31,15 +36,7 @@ def select_tokens(spec, attention_mask, name="positions") -> torch.Tensor:
     `spec`: a role ("all", "all_but_first", "last"), a slice, or a list of ints, which count from
     each prompt's own first token, or from its end. ValueError: a token that is not there.
     """
-    if isinstance(spec, str):
-        if spec not in ROLES:
-            raise ValueError(
-                f"{name} {spec!r} is not a role: use one of {', '.join(ROLES)}, a slice or a list "
-                "of positions."
-            )
-        spec = ROLES[spec]
-    elif isinstance(spec, int):
-        spec = [spec]
+    spec = check_positions(spec, name)
     chosen = torch.zeros_like(attention_mask, dtype=torch.bool)
     for row, mask in enumerate(attention_mask):
         tokens = mask.nonzero()[:, 0]
@@ -62,8 +59,30 @@ def select_tokens(spec, attention_mask, name="positions") -> torch.Tensor:
     return chosen
 
 
+def check_positions(spec, name="positions") -> slice | list[int]:
+    """What `select_tokens` takes, as a slice or a list; ValueError for what names no positions."""
+    if isinstance(spec, str):
+        if spec not in ROLES:
+            raise ValueError(
+                f"{name} {spec!r} is not a role: use one of {', '.join(ROLES)}, a slice or a list "
+                "of positions."
+            )
+        return ROLES[spec]
+    if isinstance(spec, slice):
+        ends = [end for end in (spec.start, spec.stop, spec.step) if end is not None]
+        if 0 in [whole(end, f"{name} {spec!r}:") for end in ends] and spec.step == 0:
+            raise ValueError(f"{name} {spec!r} has a step of 0: use another.")
+        return spec
+    try:
+        listed = list(spec)
+    except TypeError:  # one position, or no positions at all
+        listed = [spec]
+    return [whole(i, f"{name} {spec!r}:") for i in listed]
+
+
 def forward_decoder(lm, encoded):
     """One forward pass of the blocks (no LM head), with positions that ignore left padding."""
+    check_length(lm, encoded["attention_mask"])
     positions = positions_of(encoded["attention_mask"])
     return lm.decoder(**encoded, position_ids=positions, use_cache=False)
 
@@ -95,12 +114,14 @@ def edit_at(lm, layer: int, site: str, f: Callable[[torch.Tensor], torch.Tensor]
 
     def edit(hidden):
         new = f(hidden)
+        if not mid:
+            return new.clone() if site == "mlp_out" else new  # Falcon goes on to add in place
         change["mid"] = new - hidden
         return new
 
     mid = site == "resid_mid"  # it feeds the MLP's norm, which is edited, and the skip connection
     with ExitStack() as stack:
-        stack.enter_context(_hooked(lm, layer, site, edit if mid else f))
+        stack.enter_context(_hooked(lm, layer, site, edit))
         if mid:
             skip = _hooked(lm, layer, "resid_post", lambda hidden: hidden + change.pop("mid"))
             stack.enter_context(skip)
@@ -111,7 +132,7 @@ def read_at(lm, layer: int, site: str, store: dict, key):
     """While inside, a forward pass leaves the value [batch, n_tokens, d_model] in `store[key]`."""
 
     def keep(hidden):
-        store[key] = hidden
+        store[key] = hidden.clone() if site == "mlp_out" else hidden  # Falcon adds in place
 
     return _hooked(lm, layer, site, keep)
 
@@ -120,9 +141,17 @@ def read_at(lm, layer: int, site: str, store: dict, key):
 def _hooked(lm, layer, site, f):
     """While inside, `f` sees the value at a site; what it returns, unless None, takes its place."""
     check_site(site)
+    inside, shape = site not in ("resid_pre", "resid_post"), {}
+
+    def look(module, args, kwargs):
+        shape["block"] = hidden_of(args, kwargs).shape
+
+    def at(hidden):  # OPT flattens [batch, n_tokens, d_model] inside its block
+        new = f(hidden.reshape(shape.get("block", hidden.shape)))
+        return None if new is None else new.reshape(hidden.shape)
 
     def on_input(module, args, kwargs):
-        new = f(hidden_of(args, kwargs))
+        new = at(hidden_of(args, kwargs))
         if new is None:
             return None
         if "hidden_states" in kwargs:
@@ -130,18 +159,20 @@ def _hooked(lm, layer, site, f):
         return (new, *args[1:]), kwargs
 
     def on_output(module, args, output):
-        new = f(first_of(output))
+        new = at(first_of(output))
         return (new, *output[1:]) if isinstance(output, tuple) and new is not None else new
 
-    module = lm.blocks[layer] if site in ("resid_pre", "resid_post") else _part(lm, layer, site)
-    if site in ("resid_pre", "resid_mid"):
-        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
-    else:
-        handle = module.register_forward_hook(on_output)
-    try:
+    module = _part(lm, layer, site) if inside else lm.blocks[layer]
+    with ExitStack() as stack:
+        if inside:
+            seen = lm.blocks[layer].register_forward_pre_hook(look, with_kwargs=True)
+            stack.callback(seen.remove)
+        if site in ("resid_pre", "resid_mid"):
+            handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(on_output)
+        stack.callback(handle.remove)
         yield
-    finally:
-        handle.remove()
 
 
 # ---------------------------------------- a block's parts
@@ -149,35 +180,38 @@ _found = WeakKeyDictionary()  # block → {site: name of the part, or None}: loo
 _MISSING = {
     "resid_mid": "no part reads what attention leaves (in parallel?); use resid_pre or resid_post",
     "attn_out": "none of its parts gives what attention adds; use resid_pre or resid_post",
-    "mlp_out": "it has no module named mlp; use resid_post",
+    "mlp_out": "none of its parts gives what an MLP adds; use resid_post",
 }
 
 
 def _part(lm, layer, site) -> torch.nn.Module:
     """The part of a block that resid_mid goes into, or that attn_out or mlp_out comes out of."""
     block = lm.blocks[layer]
-    found = _found.setdefault(block, {"mlp_out": "mlp" if hasattr(block, "mlp") else None})
-    if site not in found:
-        seen = probe(lm, block)
-        found.update(resid_mid=_mid_name(*seen), attn_out=_attention_name(*seen))
-    if found[site] is None:
+    if block not in _found:
+        start, end, parts = probe(lm, block)
+        mid, attention = _mid_name(start, end, parts), _attention_name(start, end, parts)
+        _found[block] = {"resid_mid": mid, "attn_out": attention}
+        _found[block]["mlp_out"] = _mlp_name(start, end, parts, mid)
+    name = _found[block][site]
+    if name is None:
         what = f"site {site!r} does not exist in {type(block).__name__}"
         raise ValueError(f"{what}: {_MISSING[site]}.")
-    return block.get_submodule(found[site])
+    return block.get_submodule(name)
 
 
 def probe(lm, block):
     """A forward pass of 8 tokens: the block's input and output, and (name, input, output) of each
-    call of its parts. In the second row all tokens but the last go into the block negated."""
-    calls, names = [], {block: "", **{child: name for name, child in block.named_children()}}
+    call of its parts, the parts of parts after them. In the second row all tokens but the last go
+    into the block negated."""
+    calls, names = [], {module: name for name, module in block.named_modules()}
 
     def negate(module, args, kwargs):
         hidden_of(args, kwargs)[1, :-1].neg_()
 
     def keep(module, args, kwargs, output):
-        if torch.is_tensor(args[0] if args else kwargs.get("hidden_states")):
-            x, out = hidden_of(args, kwargs), first_of(output)  # copied: Falcon adds in place
-            calls.append((names[module], x.clone(), out.clone()))
+        x, out = args[0] if args else kwargs.get("hidden_states"), first_of(output)
+        if torch.is_tensor(x) and torch.is_tensor(out):
+            calls.append((names[module], x.clone(), out.clone()))  # copied: Falcon adds in place
 
     ids = torch.arange(8, device=lm.device).repeat(2, 1)
     with _without_hooks(lm.model), ExitStack() as stack, torch.no_grad():
@@ -186,7 +220,9 @@ def probe(lm, block):
             stack.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
         forward_decoder(lm, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     *parts, (_, start, end) = calls
-    return start, end, parts
+    parts.sort(key=lambda part: "." in part[0])
+    shaped = lambda x: x.reshape(start.shape) if x.numel() == start.numel() else x  # noqa: E731
+    return start, end, [(name, shaped(x), shaped(out)) for name, x, out in parts]
 
 
 def _mid_name(start, end, parts) -> str | None:
@@ -200,14 +236,25 @@ def _mid_name(start, end, parts) -> str | None:
 
 def _attention_name(start, end, parts) -> str | None:
     """The first part in which a token sees those before it and whose output, added to the block's
-    input, is the input of a later part or, with another part's output, the block's output."""
-    for i, (name, _, a) in enumerate(parts):
+    input, is the input of another part or, with another part's output, the block's output."""
+    for name, _, a in parts:
         if a.shape != start.shape or torch.equal(a[0, -1], a[1, -1]):
             continue
-        sequential = any(_is_sum(x, start, a) for _, x, _ in parts[i + 1 :])
+        sequential = any(_is_sum(x, start, a) for _, x, _ in parts)
         if sequential or any(_is_sum(end, start, a, out) for _, _, out in parts):
             return name
     return None
+
+
+def _mlp_name(start, end, parts, mid) -> str | None:
+    """The part named mlp; where there is none, or its output is already the block's, the first one
+    whose output, added to resid_mid, is that."""
+    named = [out for name, _, out in parts if name == "mlp"]
+    if named and not torch.equal(named[0], end):
+        return "mlp"
+    inputs = [x for name, x, _ in parts if name == mid]
+    found = [name for name, _, out in parts if inputs and _is_sum(end, inputs[0], out)]
+    return found[0] if found else None
 
 
 def _is_sum(total, *parts) -> bool:
