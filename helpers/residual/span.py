@@ -5,10 +5,12 @@ positions) are recorded from one real forward pass and replayed.
 """
 
 from contextlib import ExitStack, suppress
-from numbers import Integral
+from typing import Any, NamedTuple
 
 import torch
 
+from ..models import LanguageModel, ModelError
+from .checks import check_finite, check_kind
 from .memory import free_memory, in_parts
 from .sites import edit_at, first_of, forward_decoder, read_at, resolve_layer, select_tokens
 
@@ -21,9 +23,11 @@ class _Enough(Exception):
 def capture(lm, prompts, layers=None, site: str = "resid_post") -> torch.Tensor:
     """The residual stream [n_layers, n_prompts, n_tokens, d_model] in fp32 at `site` of `layers`
     (default: all). Padding, on the left, is NaN: a mean over it cannot pass unnoticed."""
-    layers = range(lm.n_layers) if layers is None else layers
-    layers = [layers] if isinstance(layers, Integral) else layers
+    check_kind(lm, LanguageModel, "lm", "give what helpers.models.load returns")
+    layers = _listed(range(lm.n_layers) if layers is None else layers)
     layers = [resolve_layer(lm, k) for k in layers]
+    if not layers:
+        raise ValueError("layers is empty: give at least one, or None for all.")
     encoded, store = lm.encode(prompts), {}
 
     def stop(module, args, output):
@@ -36,7 +40,66 @@ def capture(lm, prompts, layers=None, site: str = "resid_post") -> torch.Tensor:
         stack.callback(lm.blocks[max(layers)].register_forward_hook(stop).remove)
         forward_decoder(lm, encoded)
     out = torch.stack([store[k].float() for k in layers])
-    return out.masked_fill(~encoded["attention_mask"].bool()[None, :, :, None], float("nan"))
+    real = encoded["attention_mask"].bool()
+    check_finite(out[:, real], f"the residual stream of {lm.name}")
+    return out.masked_fill(~real[None, :, :, None], float("nan"))
+
+
+def _listed(layers) -> list:
+    """One layer or several, as a list."""
+    try:
+        return list(layers)
+    except TypeError:  # also of NumPy and torch
+        return [layers]
+
+
+class _PerPrompt(NamedTuple):
+    """A recorded argument, and which of its dimensions grows with the number of prompts."""
+
+    value: torch.Tensor
+    dim: int
+
+
+def _mark(value, doubled):
+    """A recorded argument, its tensors as `_PerPrompt` where they grew when each prompt was given
+    twice (`doubled`): measured, because sizes that happen to be equal tell nothing."""
+    if torch.is_tensor(value) and torch.is_tensor(doubled):
+        sizes = zip(value.shape, doubled.shape)
+        grown = [dim for dim, (once, twice) in enumerate(sizes) if once != twice]
+        return _PerPrompt(value, grown[0]) if grown else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_mark(*both) for both in zip(value, doubled))
+    if isinstance(value, dict):
+        return {name: _mark(value[name], doubled[name]) for name in value}
+    return value
+
+
+def _repeat(value, n):
+    """A recorded argument for n copies of the prompts."""
+    if isinstance(value, _PerPrompt):
+        value, dim = value
+        sizes = [1] * value.ndim
+        sizes[dim] = n
+        if value.shape[dim] > 1:
+            return value.repeat(sizes)
+        return value.expand([n if k == dim else -1 for k in range(value.ndim)])  # no memory
+    if isinstance(value, (tuple, list)):
+        return type(value)(_repeat(v, n) for v in value)
+    if isinstance(value, dict):
+        return {name: _repeat(v, n) for name, v in value.items()}
+    return value
+
+
+def _fingerprint(lm) -> dict[str, Any]:
+    """What a span relies on: cheap enough to be looked at whenever it is used."""
+    weights = list(lm.model.parameters())
+    versions = [0 if w.is_inference() else w._version for w in weights]
+    return {
+        "attention implementation": lm.model.config.get_text_config()._attn_implementation,
+        "dtype": lm.dtype,
+        "device": lm.device,
+        "weights": [(w.data_ptr(), version) for w, version in zip(weights, versions)],
+    }
 
 
 class LayerSpan:
@@ -50,6 +113,7 @@ class LayerSpan:
     `chunk`, the vectors in one gradient step, which is halved where memory runs out nevertheless.
     """
 
+    @torch.inference_mode(False)  # what is recorded is kept for gradients
     def __init__(
         self,
         lm,
@@ -61,7 +125,13 @@ class LayerSpan:
         site="resid_post",
         memory_budget=None,
     ):
-        self.lm, self.site = lm, site
+        check_kind(lm, LanguageModel, "lm", "give what helpers.models.load returns")
+        if any(weight.is_inference() for weight in lm.model.parameters()):
+            raise ModelError(
+                f"{lm.name} was loaded within torch.inference_mode(), and has no gradients: "
+                "load it outside."
+            )
+        self.lm, self.site, self.fingerprint = lm, site, _fingerprint(lm)
         self.prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         self.source_layer = resolve_layer(lm, source_layer, "source_layer")
         self._set_target_layers(target_layers)
@@ -77,8 +147,8 @@ class LayerSpan:
         self.chunk = self._chunk(memory_budget)
 
     def _set_target_layers(self, asked):
-        self.single = isinstance(asked, Integral)
-        targets = [asked] if self.single else asked
+        targets = _listed(asked)
+        self.single = not isinstance(asked, (list, tuple, range)) and getattr(asked, "ndim", 0) == 0
         self.target_layers = [resolve_layer(self.lm, t, "target_layer") for t in targets]
         source, last = self.source_layer, self.lm.n_layers - 1
         if not targets or min(self.target_layers) <= source:
@@ -97,25 +167,39 @@ class LayerSpan:
 
     @torch.no_grad()
     def _record(self, encoded):
-        self.calls, store = {}, {}
-
-        def keep(module, args, kwargs):
-            others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-            self.calls[module] = args[1:], others
-
+        store, blocks = {}, self._blocks()
         with ExitStack() as stack:
-            for block in self._blocks():
-                stack.callback(block.register_forward_pre_hook(keep, with_kwargs=True).remove)
             stack.enter_context(read_at(self.lm, self.first, "resid_pre", store, "start"))
             stack.enter_context(read_at(self.lm, self.source_layer, self.site, store, "source"))
             for t in self.target_layers:
                 stack.enter_context(read_at(self.lm, t, "resid_post", store, t))
-            forward_decoder(self.lm, encoded)
+            calls = self._arguments(encoded)
+        twice = {name: value.repeat(2, 1) for name, value in encoded.items()}
+        doubled = self._arguments(twice, enough=True)
+        self.calls = {block: _mark(calls[block], doubled[block]) for block in blocks}
         self.start = store["start"]  # [n_prompts, n_tokens, d_model]
         self.clean_source = store["source"].float()
         target = torch.stack([store[t] for t in self.target_layers], 1)
         target = self._pick(target[None])[0].float()
+        check_finite(target, f"the residual stream of {self.lm.name}")
         self.clean_target = target[:, 0] if self.single else target
+
+    def _arguments(self, encoded, enough=False) -> dict:
+        """What each block of the span is given beside the hidden states; `enough`: run no more."""
+        calls, blocks = {}, self._blocks()
+
+        def keep(module, args, kwargs):
+            others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            calls[module] = args[1:], others
+            if enough and module is blocks[-1]:
+                raise _Enough
+
+        with ExitStack() as stack:
+            for block in blocks:
+                stack.callback(block.register_forward_pre_hook(keep, with_kwargs=True).remove)
+            stack.enter_context(suppress(_Enough))
+            forward_decoder(self.lm, encoded)
+        return calls
 
     def _blocks(self):
         return [self.lm.blocks[k] for k in range(self.first, max(self.target_layers) + 1)]
@@ -125,22 +209,6 @@ class LayerSpan:
         n, _, n_layers, _, d = hidden.shape  # n, n_prompts, n_layers, n_tokens, d_model
         index = self.target_index[None, :, None, :, None].expand(n, -1, n_layers, -1, d)
         return hidden.gather(3, index).masked_fill(~self.target_mask[None, :, None, :, None], 0)
-
-    def _repeat(self, value, n):
-        """A recorded argument for n copies of the prompts; one prompt broadcasts by itself."""
-        if torch.is_tensor(value):
-            rows = value.shape[0] if value.ndim > 1 else 0
-            heads = getattr(self.lm.model.config.get_text_config(), "num_attention_heads", 0)
-            per_prompt = self.n_prompts > 1 and rows == self.n_prompts
-            # a bias [n_prompts · heads, …], as Bloom's for ALiBi
-            if per_prompt or value.ndim == 3 and rows == self.n_prompts * heads:
-                return value.repeat(n, *[1] * (value.ndim - 1))
-            return value
-        if isinstance(value, (tuple, list)):
-            return type(value)(self._repeat(v, n) for v in value)
-        if isinstance(value, dict):
-            return {k: self._repeat(v, n) for k, v in value.items()}
-        return value
 
     def _run(self, vectors):
         """Target residuals [n, n_prompts, n_target_layers, n_positions, d_model] in fp32."""
@@ -157,7 +225,7 @@ class LayerSpan:
                 stack.enter_context(add)
             for k, block in enumerate(self._blocks(), self.first):
                 args, kwargs = self.calls[block]
-                hidden = first_of(block(hidden, *self._repeat(args, n), **self._repeat(kwargs, n)))
+                hidden = first_of(block(hidden, *_repeat(args, n), **_repeat(kwargs, n)))
                 if k in self.target_layers:
                     outputs[k] = hidden.view(n, self.n_prompts, self.n_tokens, d)
         return self._pick(torch.stack([outputs[t] for t in self.target_layers], 2)).float()
@@ -169,7 +237,9 @@ class LayerSpan:
         Several target layers add a dimension after n_prompts. Prompts with fewer target tokens than
         others have zeros in front (see `target_mask`).
         """
+        self._check_model()
         vectors = getattr(vectors, "tensor", vectors)
+        check_kind(vectors, torch.Tensor, "vectors", "give SteeringVectors (a result's .vectors)")
         if vectors.ndim != 2 or vectors.shape[1] != self.lm.d_model or not len(vectors):
             what = f"vectors of shape {list(vectors.shape)} do not fit"
             raise ValueError(f"{what}: [n_vectors, {self.lm.d_model}] is needed.")
@@ -181,6 +251,15 @@ class LayerSpan:
             out, self.chunk = torch.cat(done), max(1, size // 4)
         return (out[:, :, 0] if self.single else out) - self.clean_target
 
+    def _check_model(self):
+        now = _fingerprint(self.lm)
+        changed = [name for name, before in self.fingerprint.items() if now[name] != before]
+        if changed:
+            raise ModelError(
+                f"The {changed[0]} of {self.lm.name} changed after this layer span was made, which "
+                "still holds the residuals of before: make it again."
+            )
+
     def _self_check(self):
         """θ = 0 must give the clean target back; returns the bytes kept per vector."""
         kept, weights = 0, {p.data_ptr() for p in self.lm.model.parameters()}
@@ -191,7 +270,7 @@ class LayerSpan:
 
         saved = torch.autograd.graph.saved_tensors_hooks(count, lambda packed: packed)
         with torch.enable_grad(), saved:
-            zero = torch.zeros(2, self.lm.d_model, device=self.start.device, requires_grad=True)
+            zero = self.start.new_zeros(2, self.lm.d_model, dtype=torch.float32).requires_grad_()
             off = self.delta(zero).detach().abs().max().item()
         share = 0.1 if self.start.dtype.itemsize < 4 else 1e-3
         allowed = share * (1 + self.clean_target.abs().max().item())
