@@ -1,14 +1,15 @@
 """What the model then says: prompts × vectors completions, in batches."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
-from .residual import in_parts
-from .steering import Scope, coefficients, steer
+from .models import LanguageModel
+from .residual import check_finite, check_kind, check_length, check_seed, in_parts, whole
+from .steering import Scope, check_vectors, coefficients, steer
 
 SHARED = 8  # as many tokens in common at the beginning are worth the bookkeeping of `_read_once`
 
@@ -19,21 +20,26 @@ class _Sampling(LogitsProcessor):
 
     def __init__(self, temperature, seeds):
         self.temperature = temperature
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids, scores):
         size = scores.shape[-1]
-        uniform = torch.stack([torch.rand(size, generator=g) for g in self.generators])
+        plain = dict(dtype=torch.float32, device="cpu")  # whatever torch's defaults are
+        uniform = torch.stack([torch.rand(size, generator=g, **plain) for g in self.generators])
         uniform = uniform.clamp_(1e-20, 1 - 1e-7)
         return scores.float() / self.temperature - uniform.log().neg().log().to(scores.device)
 
 
 class _First(LogitsProcessor):
-    """Keeps the log-probabilities of the first new token, as the model has them."""
+    """Keeps the log-probabilities of the first new token, as the model has them; none of any token
+    may be NaN, which argmax would take for a word."""
 
     logp = None
 
     def __call__(self, input_ids, scores):
+        check_finite(
+            scores.nan_to_num(posinf=float("nan"), neginf=0, nan=float("nan")), "the logits"
+        )
         if self.logp is None:
             self.logp = scores.float().log_softmax(-1)
         return scores
@@ -66,17 +72,28 @@ def complete(
     vectors share their noise and a repeated prompt gives several samples. `tokens` as in `steer`;
     `coeff` a number or one per vector. Out of memory halves the batch and goes on. With `first`
     also the log-probabilities of the first new token: (texts, [rows, vocabulary] in fp32), the rows
-    as in `pairs`. ValueError for an empty list and for what is out of range.
+    as in `pairs`. The model's own settings for generation play no part, but for its end tokens.
+    ValueError for an empty list, for what is out of range, and for a text longer than the model
+    reads; FloatingPointError where the logits become NaN.
     """
+    check_kind(lm, LanguageModel, "lm", "give what helpers.models.load returns")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise ValueError("prompts is empty: give at least one.")
-    if temperature < 0 or max_new_tokens < 1 or batch_size < 1:
+    max_new_tokens, batch_size = (
+        whole(max_new_tokens, "max_new_tokens"),
+        whole(batch_size, "batch_size"),
+    )
+    if not 0 <= temperature < float("inf") or max_new_tokens < 1 or batch_size < 1:
         raise ValueError(
             f"temperature {temperature}, max_new_tokens {max_new_tokens} and batch_size "
             f"{batch_size} must be ≥ 0, ≥ 1 and ≥ 1."
         )
+    seed = check_seed(seed)
+    if vectors is not None:
+        check_vectors(vectors)
     coeffs = None if vectors is None else coefficients(coeff, len(vectors))
+    check_length(lm, lm.encode(prompts)["attention_mask"], max_new_tokens - 1)
     rows = pairs(prompts, vectors)
     config = _config(lm, max_new_tokens)
     bar = tqdm(total=len(rows), desc="completions", leave=False, disable=not progress)
@@ -89,7 +106,7 @@ def complete(
         encoded = lm.encode([prompts[i] for _, i in part])
         asked = _read_once(lm, encoded, which, steered) if tokens in ("all", Scope()) else encoded
         opening = _First()
-        processors = [opening] if first else []
+        processors = [opening]
         if temperature:
             processors.append(_Sampling(temperature, [seed * 1_000_003 + i for _, i in part]))
         with steered(which):
@@ -100,7 +117,7 @@ def complete(
         new = out[:, encoded["input_ids"].shape[1] :]
         return lm.tokenizer.batch_decode(new, skip_special_tokens=True), opening.logp
 
-    with bar:
+    with bar, _no_settings(lm.model):
         done, _ = in_parts(say, rows, batch_size, "completions")
     texts = sum([part for part, _ in done], [])
     if vectors is not None:
@@ -109,15 +126,26 @@ def complete(
 
 
 def _config(lm, max_new_tokens) -> GenerationConfig:
-    """Greedy, and without the model's own repetition penalty, which would count padding, and so
-    depend on the batch."""
+    """Greedy, with the end tokens of the model."""
+    ends = lm.model.generation_config.eos_token_id
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        eos_token_id=lm.model.generation_config.eos_token_id or lm.tokenizer.eos_token_id,
+        use_cache=True,
+        eos_token_id=lm.tokenizer.eos_token_id if ends is None else ends,
         pad_token_id=lm.tokenizer.pad_token_id,
-        repetition_penalty=1.0,
     )
+
+
+@contextmanager
+def _no_settings(model):
+    """While inside, the model has no settings of its own for generation: `generate` would take
+    from them whatever ours do not name (penalties, suppressed words, the kind of cache…)."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _read_once(lm, encoded, which, steered) -> dict:
@@ -139,6 +167,7 @@ def _read_once(lm, encoded, which, steered) -> dict:
             input_ids=beginning,
             attention_mask=torch.ones_like(beginning),
             use_cache=True,
+            return_dict=True,
             logits_to_keep=1,
         ).past_key_values
     if type(cache) is not DynamicCache or {type(layer) for layer in cache.layers} != {DynamicLayer}:

@@ -1,19 +1,32 @@
 """A set of steering vectors as an artefact, and the context manager that applies them."""
 
 import json
+import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from .residual import check_site, edit_at, resolve_layer, select_tokens
+from .models import LanguageModel
+from .residual import (
+    check_kind,
+    check_positions,
+    check_radius,
+    check_site,
+    edit_at,
+    resolve_layer,
+    select_tokens,
+    whole,
+)
 
 FORMAT = "steering-vectors/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SteeringVectors:
     """Vectors [n_vectors, d_model] (fp32, CPU) with the place they belong to: block `source_layer`,
     `site`, norm `radius`.
@@ -28,8 +41,12 @@ class SteeringVectors:
     radius: float | None = None
     provenance: dict = field(default_factory=dict)
 
+    @torch.inference_mode(False)
     def __post_init__(self):
-        tensor = torch.as_tensor(self.tensor).detach().to("cpu", torch.float32, copy=True)
+        tensor = torch.as_tensor(
+            self.tensor, device=None if torch.is_tensor(self.tensor) else "cpu"
+        )
+        tensor = tensor.detach().to("cpu", torch.float32, copy=True).clone()
         tensor = tensor[None] if tensor.ndim == 1 else tensor
         if tensor.ndim != 2 or not tensor.numel():
             what = f"vectors of shape {list(tensor.shape)} do not fit"
@@ -37,14 +54,32 @@ class SteeringVectors:
         if not tensor.isfinite().all():
             raise ValueError("steering vectors hold NaN or infinite numbers.")
         check_site(self.site)
+        check_kind(self.provenance, dict, "provenance", "give a dictionary")
+        radius = self.radius
+        if radius is not None and radius != 0:  # 0 * vectors has none
+            radius = check_radius(radius)
         object.__setattr__(self, "tensor", tensor)
+        object.__setattr__(self, "source_layer", whole(self.source_layer, "source_layer"))
+        object.__setattr__(self, "radius", radius)
+
+    def __eq__(self, other):
+        if not isinstance(other, SteeringVectors):
+            return NotImplemented
+        return self._about() == other._about() and torch.equal(self.tensor, other.tensor)
+
+    def __hash__(self):
+        return hash((self.source_layer, self.site, self.radius, *self.tensor[0].tolist()))
+
+    def _about(self) -> dict:
+        return {key: value for key, value in vars(self).items() if key != "tensor"}
 
     def __len__(self):
         return len(self.tensor)
 
     def __getitem__(self, index):
-        if isinstance(index, int) and not -len(self) <= index < len(self):
-            raise IndexError(f"vector {index} is outside this set of {len(self)}.")
+        for i in [index] if not hasattr(index, "__len__") else index:
+            if not isinstance(i, slice) and not -len(self) <= whole(i, "vector") < len(self):
+                raise IndexError(f"vector {i} is outside this set of {len(self)}.")
         return replace(self, tensor=self.tensor[index].reshape(-1, self.tensor.shape[1]))
 
     def __mul__(self, factor):
@@ -57,17 +92,35 @@ class SteeringVectors:
         return -1 * self
 
     def save(self, path) -> None:
-        """Write a .safetensors file; everything but the tensor stands in its header."""
-        about = {key: value for key, value in vars(self).items() if key != "tensor"}
-        metadata = {"format": FORMAT, "about": json.dumps(about)}
-        save_file({"vectors": self.tensor}, str(path), metadata)
+        """Write a .safetensors file, whole or not at all; everything but the tensor stands in its
+        header."""
+        path = Path(path).expanduser()
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: give the name of a file in it.")
+        if not path.parent.is_dir():
+            raise ValueError(f"The folder {path.parent} does not exist: make it first.")
+        try:
+            about = json.dumps(self._about(), default=_plain)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the provenance of these vectors cannot be saved: {error}.") from None
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            part.write_bytes(save({"vectors": self.tensor}, {"format": FORMAT, "about": about}))
+            part.replace(path)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written: {error.strerror}.") from None
+        finally:
+            part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path, lm=None) -> "SteeringVectors":
         """Read a file written by `save`, and check that the vectors fit `lm` where it is given; a
         ValueError names the file and the field that is wrong."""
+        path = Path(path).expanduser()
+        if path.is_dir():
+            raise ValueError(f"{path} cannot be read as steering vectors: it is a folder.")
         try:
-            with safe_open(str(path), "pt") as f:
+            with safe_open(str(path), "pt", device="cpu") as f:
                 header, tensor = f.metadata() or {}, f.get_tensor("vectors")
         except (OSError, SafetensorError) as error:
             why = str(error).splitlines()[0]
@@ -92,9 +145,26 @@ class SteeringVectors:
         return resolve_layer(lm, self.source_layer, f"{name}: source_layer")
 
 
+def _plain(value):
+    """NumPy's and torch's numbers as Python's, for JSON."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{value!r} is of type {type(value).__name__}")
+
+
+def check_vectors(vectors):
+    """ValueError where something else than steering vectors is handed in."""
+    hint = "give SteeringVectors (a result's .vectors, or SteeringVectors(tensor, source_layer))"
+    check_kind(vectors, SteeringVectors, "vectors", hint)
+
+
 def coefficients(coeff, n_vectors) -> torch.Tensor:
     """`coeff`, one number or one per vector, as fp32 [n_vectors]; ValueError for anything else."""
-    values = torch.as_tensor(coeff, dtype=torch.float32).flatten()
+    try:
+        values = torch.as_tensor(coeff, device=None if torch.is_tensor(coeff) else "cpu")
+        values = values.detach().to("cpu", torch.float32).flatten()
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.zeros(0)
     if len(values) not in (1, n_vectors) or not values.isfinite().all():
         raise ValueError(
             f"coeff {coeff!r} does not fit: give one finite number, "
@@ -113,8 +183,13 @@ class Scope:
     generated: bool = True
 
     def __post_init__(self):
-        if isinstance(self.prompt, str):  # an unknown role is said at once
-            select_tokens(self.prompt, torch.ones(1, 2, dtype=torch.long), "tokens")
+        if self.prompt is not None:  # an unknown role is said at once
+            check_positions(self.prompt, "tokens")
+
+    @property
+    def tells_apart(self) -> bool:
+        """Does it hang on which tokens are a prompt's?"""
+        return self.generated != (self.prompt == "all")
 
     @classmethod
     def of(cls, tokens) -> "Scope":
@@ -139,13 +214,20 @@ def steer(lm, vectors, coeff=1.0, tokens="all"):
     >>> with steer(lm, result.vectors[0], coeff=1.0):
     ...     lm.model.generate(**lm.encode(prompt))
     """
+    check_kind(lm, LanguageModel, "lm", "give what helpers.models.load returns")
+    check_vectors(vectors)
     layer, scope = vectors.check(lm), Scope.of(tokens)
     theta = vectors.tensor * coefficients(coeff, len(vectors))[:, None]
     theta = theta[:, None].to(lm.device, lm.dtype)  # [n_vectors or 1, 1, d_model]
     call = {}  # what the forward pass under way carries
+    uncached = None  # the tokens of the last pass that had no cache
 
     def look(module, args, kwargs):
-        call.update(_contents(args, kwargs))
+        nonlocal uncached
+        found = _contents(args, kwargs)
+        if scope.tells_apart:
+            uncached = _check_prompt_told(found, uncached)
+        call.update(is_prompt=found["is_prompt"], mask=found["mask"])
 
     def add(hidden):
         if len(theta) not in (1, len(hidden)):
@@ -173,7 +255,27 @@ def _contents(args, kwargs) -> dict:
         mask = torch.ones(ids.shape[:2], dtype=torch.long, device=ids.device)
     readable = torch.is_tensor(mask) and mask.ndim == 2
     mask = mask[:, -ids.shape[1] :] if readable else None
-    return {"is_prompt": cache is None or cache.get_seq_length() == 0, "mask": mask}
+    is_prompt = cache is None or cache.get_seq_length() == 0
+    return {"is_prompt": is_prompt, "mask": mask, "tokens": ids, "cached": cache is not None}
+
+
+def _check_prompt_told(found: dict[str, Any], uncached):
+    """ValueError where a pass may mix a prompt's tokens with generated ones: it goes on with the
+    last pass without a KV cache (`uncached`), or a prompt is read in chunks. Returns the tokens to
+    compare the next pass with."""
+    tokens = found["tokens"]
+    goes_on = uncached is not None and not found["cached"] and len(tokens) == len(uncached)
+    if goes_on and 0 < uncached.shape[1] < tokens.shape[1]:
+        goes_on = torch.equal(tokens[:, : uncached.shape[1]], uncached)
+    else:
+        goes_on = False
+    in_chunks = not found["is_prompt"] and tokens.shape[1] > 1
+    if goes_on or in_chunks:
+        raise ValueError(
+            "tokens of a prompt cannot be told from generated ones here: generate with "
+            "use_cache=True and without prefill_chunk_size, or steer tokens='all'."
+        )
+    return None if found["cached"] else tokens.clone()
 
 
 def _steered(scope, is_prompt=None, mask=None):
@@ -182,7 +284,8 @@ def _steered(scope, is_prompt=None, mask=None):
     if is_prompt and scope.prompt is None or is_prompt is False and not scope.generated:
         return 0
     if mask is not None:
-        chosen = select_tokens(scope.prompt, mask, "tokens") if is_prompt else mask.bool()
+        every = not is_prompt or scope.prompt == "all"  # also where a row is padding alone
+        chosen = mask.bool() if every else select_tokens(scope.prompt, mask, "tokens")
         return chosen[:, :, None]
     if is_prompt is False or scope.prompt in ("all", None):
         return 1
