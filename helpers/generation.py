@@ -34,15 +34,21 @@ class _First(LogitsProcessor):
     """Keeps the log-probabilities of the first new token, as the model has them; none of any token
     may be NaN, which argmax would take for a word."""
 
-    logp = None
+    def __init__(self, wanted: bool):
+        self.wanted, self.logp = wanted, None
 
     def __call__(self, input_ids, scores):
         check_finite(
-            scores.nan_to_num(posinf=float("nan"), neginf=0, nan=float("nan")), "the logits"
+            scores.nan_to_num(nan=float("nan"), posinf=float("inf"), neginf=0), "the logits"
         )
-        if self.logp is None:
+        if self.wanted and self.logp is None:
             self.logp = scores.float().log_softmax(-1)
         return scores
+
+
+def _within(seed: int) -> int:
+    """A seed of 64 bits; one that has them is itself."""
+    return (seed + 2**63) % 2**64 - 2**63
 
 
 def pairs(prompts, vectors) -> list[tuple[int, int]]:
@@ -104,11 +110,13 @@ def complete(
     def say(part):
         which = [v for v, _ in part]
         encoded = lm.encode([prompts[i] for _, i in part])
-        asked = _read_once(lm, encoded, which, steered) if tokens in ("all", Scope()) else encoded
-        opening = _First()
+        asked = _read_once(lm, encoded, which, steered) if Scope.of(tokens) == Scope() else encoded
+        opening = _First(first)
         processors = [opening]
         if temperature:
-            processors.append(_Sampling(temperature, [seed * 1_000_003 + i for _, i in part]))
+            processors.append(
+                _Sampling(temperature, [_within(seed * 1_000_003 + i) for _, i in part])
+            )
         with steered(which):
             out = lm.model.generate(
                 **asked, generation_config=config, logits_processor=LogitsProcessorList(processors)

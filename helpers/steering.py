@@ -56,8 +56,9 @@ class SteeringVectors:
         check_site(self.site)
         check_kind(self.provenance, dict, "provenance", "give a dictionary")
         radius = self.radius
-        if radius is not None and radius != 0:  # 0 * vectors has none
-            radius = check_radius(radius)
+        if radius is not None:  # 0 * vectors has a norm of 0
+            zero = not isinstance(radius, bool) and radius == 0
+            radius = 0.0 if zero else check_radius(radius)
         object.__setattr__(self, "tensor", tensor)
         object.__setattr__(self, "source_layer", whole(self.source_layer, "source_layer"))
         object.__setattr__(self, "radius", radius)
@@ -77,9 +78,10 @@ class SteeringVectors:
         return len(self.tensor)
 
     def __getitem__(self, index):
-        for i in [index] if not hasattr(index, "__len__") else index:
-            if not isinstance(i, slice) and not -len(self) <= whole(i, "vector") < len(self):
-                raise IndexError(f"vector {i} is outside this set of {len(self)}.")
+        if isinstance(index, int) or getattr(index, "ndim", 1) == 0:
+            index = whole(index, "vector")
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"vector {index} is outside this set of {len(self)}.")
         return replace(self, tensor=self.tensor[index].reshape(-1, self.tensor.shape[1]))
 
     def __mul__(self, factor):
@@ -184,12 +186,14 @@ class Scope:
 
     def __post_init__(self):
         if self.prompt is not None:  # an unknown role is said at once
-            check_positions(self.prompt, "tokens")
+            positions = check_positions(self.prompt, "tokens")
+            if not isinstance(self.prompt, (str, slice, int)):  # NumPy's and torch's too
+                object.__setattr__(self, "prompt", positions)
 
     @property
     def tells_apart(self) -> bool:
         """Does it hang on which tokens are a prompt's?"""
-        return self.generated != (self.prompt == "all")
+        return self not in (Scope(), Scope(None, False))
 
     @classmethod
     def of(cls, tokens) -> "Scope":
@@ -226,7 +230,7 @@ def steer(lm, vectors, coeff=1.0, tokens="all"):
         nonlocal uncached
         found = _contents(args, kwargs)
         if scope.tells_apart:
-            uncached = _check_prompt_told(found, uncached)
+            uncached = _check_prompt_told(scope, found, uncached)
         call.update(is_prompt=found["is_prompt"], mask=found["mask"])
 
     def add(hidden):
@@ -259,7 +263,7 @@ def _contents(args, kwargs) -> dict:
     return {"is_prompt": is_prompt, "mask": mask, "tokens": ids, "cached": cache is not None}
 
 
-def _check_prompt_told(found: dict[str, Any], uncached):
+def _check_prompt_told(scope, found: dict[str, Any], uncached):
     """ValueError where a pass may mix a prompt's tokens with generated ones: it goes on with the
     last pass without a KV cache (`uncached`), or a prompt is read in chunks. Returns the tokens to
     compare the next pass with."""
@@ -272,7 +276,7 @@ def _check_prompt_told(found: dict[str, Any], uncached):
     in_chunks = not found["is_prompt"] and tokens.shape[1] > 1
     if goes_on or in_chunks:
         raise ValueError(
-            "tokens of a prompt cannot be told from generated ones here: generate with "
+            f"{scope} cannot tell a prompt's tokens from generated ones here: generate with "
             "use_cache=True and without prefill_chunk_size, or steer tokens='all'."
         )
     return None if found["cached"] else tokens.clone()

@@ -9,6 +9,9 @@ from reference import PROMPTS, ids_of, one_thread, run_plain, some_vectors  # no
 
 from helpers import generation
 from helpers.generation import complete, pairs
+from helpers.metrics import kl_from_clean, surprise
+from helpers.models import LanguageModel
+from helpers.residual import LayerSpan, capture
 from helpers.steering import Scope, SteeringVectors, steer
 
 
@@ -185,3 +188,118 @@ def test_bad_arguments_are_refused(tiny, change, message):
     with pytest.raises(ValueError, match=message):
         complete(tiny, **arguments)
     assert hooks(tiny) == []
+
+
+# --- nothing of the model's own settings, nothing raw ---------------------------------------------
+OWN_SETTINGS = dict(
+    use_cache=False,
+    cache_implementation="static",
+    no_repeat_ngram_size=2,
+    repetition_penalty=3.0,
+    encoder_repetition_penalty=2.0,
+    min_length=40,
+    min_new_tokens=5,
+    max_length=7,
+    max_time=1e-6,
+    forced_bos_token_id=3,
+    forced_eos_token_id=4,
+    suppress_tokens=list(range(40, 110)),
+    begin_suppress_tokens=list(range(60)),
+    bad_words_ids=[[i] for i in range(60, 200)],
+    sequence_bias=[[[50], 30.0]],
+    exponential_decay_length_penalty=[1, 2.0],
+    stop_strings=["a", "e"],
+    do_sample=True,
+    temperature=0.1,
+    top_k=1,
+    top_p=0.1,
+    num_beams=3,
+    num_return_sequences=2,
+    guidance_scale=3.0,
+    prompt_lookup_num_tokens=3,
+    prefill_chunk_size=3,
+    return_dict_in_generate=True,
+    output_scores=True,
+    output_hidden_states=True,
+)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "bloom", "gpt_neox"])
+def test_kind_1_nothing_of_the_models_own_settings_counts(architecture):
+    lm = tiny_model(architecture)
+    vectors = vectors_for(lm, 2)
+    ask = lambda asked, t: complete(lm, asked, vectors, temperature=t, max_new_tokens=6)  # noqa: E731
+    expected = [ask(asked, t) for asked in (PROMPTS, ALIKE) for t in (0.0, 1.0)]
+    own = lm.model.generation_config
+    for name, value in OWN_SETTINGS.items():
+        setattr(own, name, value)
+    lm.model.config.use_cache = False
+    lm.model.config.return_dict = False
+    lm = LanguageModel(lm.name, lm.model, lm.tokenizer, "0")
+    assert [ask(asked, t) for asked in (PROMPTS, ALIKE) for t in (0.0, 1.0)] == expected
+    assert lm.model.generation_config is own and own.num_beams == 3
+
+
+def test_kind_7_logits_that_are_no_numbers_are_an_error():
+    lm = tiny_model("llama")
+    lm.model.half()
+    with pytest.raises(FloatingPointError, match="the logits became (nan|inf).*wider dtype"):
+        complete(lm, PROMPTS, vectors_for(lm), coeff=1e5, max_new_tokens=2)
+    with (
+        pytest.raises(FloatingPointError, match="residual stream"),
+        steer(lm, vectors_for(lm, 1), coeff=1e5),
+    ):
+        capture(lm, PROMPTS)
+    lm = tiny_model("gpt2")
+    lm.blocks[2].mlp.c_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="the logits became nan"):
+        complete(lm, PROMPTS, max_new_tokens=2)
+    with pytest.raises(FloatingPointError, match="residual stream of tiny-gpt2 became nan"):
+        LayerSpan(lm, PROMPTS, 1, 3)
+    with pytest.raises(FloatingPointError, match="the logits became nan"):
+        surprise(lm, PROMPTS, PROMPTS)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "gpt_bigcode", "gptj", "mpt"])
+def test_kind_18_beyond_the_context_is_one_sentence(architecture):
+    lm, long = tiny_model(architecture), "x" * 600
+    runs = [
+        lambda: complete(lm, long),
+        lambda: complete(lm, ["a", "x" * 500]),
+        lambda: capture(lm, ["a", long]),
+        lambda: LayerSpan(lm, long, 1, 3),
+        lambda: surprise(lm, "a", [long]),
+        lambda: kl_from_clean(lm, long, None),
+    ]
+    for run in runs:
+        with pytest.raises(ValueError, match=f"tiny-{architecture} reads at most 512: shorten it"):
+            run()
+    assert complete(lm, "x" * 505, max_new_tokens=8)  # the last one is not read
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bloom", "gpt_neox"])
+def test_kind_18_positions_without_an_end_go_on(architecture):
+    assert capture(tiny_model(architecture), "x" * 600, 0).shape[2] >= 600
+
+
+def test_kind_19_numbers_of_numpy_and_torch(tiny):
+    vectors = vectors_for(tiny)
+    options = dict(temperature=1.0, max_new_tokens=4)
+    expected = complete(tiny, PROMPTS, vectors, 2.0, seed=3, **options)
+    for whole in (np.int64, torch.tensor):
+        new = dict(max_new_tokens=whole(4), temperature=1.0, batch_size=whole(2))
+        assert complete(tiny, PROMPTS, vectors, np.float32(2), seed=whole(3), **new) == expected
+    with pytest.raises(ValueError, match="seed 1.5 is not a whole number"):
+        complete(tiny, PROMPTS, seed=1.5)
+    assert complete(tiny, PROMPTS, seed=2**62, **options)
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(32), {"a": 1}, "vectors", 3])
+def test_kind_20_something_else_than_vectors_is_refused(tiny, wrong):
+    with pytest.raises(ValueError, match="vectors is of type .*: give SteeringVectors"):
+        complete(tiny, PROMPTS, wrong)
+    with pytest.raises(ValueError, match="vectors is of type"), steer(tiny, wrong):
+        pass
+    for run in (lambda: complete(wrong, PROMPTS), lambda: capture(wrong, PROMPTS)):
+        with pytest.raises(ValueError, match="lm is of type .*: give what helpers.models.load"):
+            run()

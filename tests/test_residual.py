@@ -25,7 +25,7 @@ from reference import (  # noqa: F401
 )
 
 from helpers.generation import complete
-from helpers.models import LanguageModel, random_weights_
+from helpers.models import LanguageModel, ModelError, random_weights_
 from helpers.residual import SITES, LayerSpan, capture, edit_at, memory, norms, sites
 from helpers.residual import span as span_module
 from helpers.steering import SteeringVectors, steer
@@ -570,3 +570,109 @@ def test_other_errors_are_not_a_lack_of_memory():
     with pytest.raises(RuntimeError) as caught:  # a real allocation that fails
         torch.empty(2**60, dtype=torch.uint8)
     assert memory.is_out_of_memory(caught.value)
+
+
+# --- nothing silent, nothing raw ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
+def test_kind_3_and_28_the_parts_add_up_wherever_the_block_adds_them(architecture):
+    lm = tiny_model(architecture)
+    if architecture in ("gemma2", "gemma3", "olmo2"):
+        pytest.skip("a norm comes after the MLP")
+    parallel = architecture in IN_PARALLEL
+    before = capture(lm, PROMPTS[0], 1, "resid_pre" if parallel else "resid_mid")
+    if parallel:
+        before = before + capture(lm, PROMPTS[0], 1, "attn_out")
+    whole = before + capture(lm, PROMPTS[0], 1, "mlp_out")
+    torch.testing.assert_close(whole, capture(lm, PROMPTS[0], 1), atol=1e-5, rtol=1e-5)
+    put = torch.zeros(1, len(ids_of(lm, PROMPTS[0])), lm.d_model)
+    with edit_at(lm, 1, "mlp_out", lambda hidden: put):  # ablated
+        torch.testing.assert_close(capture(lm, PROMPTS[0], 1), before, atol=1e-5, rtol=1e-5)
+    assert not put.any() and no_hooks(lm)
+
+
+@pytest.mark.parametrize("architecture", ["opt", "bloom", "mpt"])
+def test_kind_28_resid_mid_is_replaced_as_a_whole(architecture):
+    """The middle of another prompt, put there, gives that prompt's block."""
+    lm, (here, there) = tiny_model(architecture), ("A cat sat.", "The cow la")
+    put = capture(lm, there, 2, "resid_mid")[0]
+    with edit_at(lm, 2, "resid_mid", lambda hidden: put):
+        found = capture(lm, here, 2)
+    torch.testing.assert_close(found, capture(lm, there, 2), atol=1e-4, rtol=1e-4)
+
+
+CHANGES = {
+    "attention implementation": lambda lm: lm.model.set_attn_implementation("eager"),
+    "dtype": lambda lm: lm.model.double(),
+    "weights": lambda lm: lm.model.load_state_dict(tiny_model("llama", 1).model.state_dict()),
+    "weights of one block": lambda lm: lm.blocks[2].mlp.up_proj.weight.mul_(2),
+    "weights of another model": lambda lm: setattr(lm, "model", tiny_model("llama", 1).model),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_kind_4_a_span_says_that_its_model_has_changed(what):
+    lm = tiny_model("llama")
+    span = LayerSpan(lm, PROMPTS, 1, 3)
+    with torch.no_grad():
+        CHANGES[what](lm)
+    expected = f"The {what.split(' of')[0]} of tiny-llama changed after .*: make it again"
+    with pytest.raises(ModelError, match=expected):
+        span.delta(some_vectors(lm))
+    with pytest.raises(ModelError, match=expected):
+        train(span, 1.0, progress=False)
+    LayerSpan(lm, PROMPTS, 1, 3).delta(some_vectors(lm))
+
+
+def test_kind_4_a_base_put_in_and_taken_out_again():
+    lm, layer = tiny_model("llama"), tiny_model("llama").blocks[1].mlp.up_proj
+    lm.blocks[1].mlp.up_proj.register_buffer("base_weight", 2 * layer.weight.data)
+    span = LayerSpan(lm, PROMPTS, 1, 3)
+    expected = span.delta(some_vectors(lm))
+    with lm.base(), pytest.raises(ModelError, match="The weights of tiny-llama changed"):
+        span.delta(some_vectors(lm))
+    assert torch.equal(span.delta(some_vectors(lm)), expected)
+
+
+def test_kind_9_torchs_defaults_and_inference_mode_play_no_part(tiny):
+    ask = dict(radius=3.0, n_vectors=2, steps=2, progress=False)
+    expected = train(LayerSpan(tiny, PROMPTS, 1, 3), **ask).vectors
+    said = complete(tiny, PROMPTS, expected, temperature=1.0, max_new_tokens=4)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert train(LayerSpan(tiny, PROMPTS, 1, 3), **ask).vectors == expected
+        assert complete(tiny, PROMPTS, expected, temperature=1.0, max_new_tokens=4) == said
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.inference_mode():
+        span, vectors = LayerSpan(tiny, PROMPTS, 1, 3), 1.0 * expected
+        assert train(span, **ask).vectors == expected
+    assert train(span, **ask).vectors == expected
+    value_and_grad(span, vectors.tensor)
+
+
+@pytest.mark.parametrize("architecture", ["mpt", "bloom", "llama", "gpt2", "falcon"])
+@pytest.mark.parametrize("asked", ["abcd", ["abcd"] * 4, ["abcd", "ab", "abc", "a"]], ids=str)
+def test_kind_13_batch_dimensions_are_known(architecture, asked):
+    """As many prompts as tokens, or as heads: sizes tell nothing."""
+    lm = tiny_model(architecture)
+    span = LayerSpan(lm, asked, 1, 3)
+    assert_equals_reference(lm, span, some_vectors(lm, 4), 1, [3])
+
+
+def test_kind_19_and_20_numbers_of_numpy_and_wrong_kinds(tiny):
+    span = LayerSpan(tiny, PROMPTS, np.int64(1), torch.tensor(3), np.array([-1, 0]))
+    ask = dict(steps=np.int64(2), seed=np.int64(1), progress=False)
+    found = train(span, np.float32(3), torch.tensor(2), **ask)
+    assert found.vectors == train(span, 3.0, 2, steps=2, seed=1, progress=False).vectors
+    assert norms.check_radii(np.array([1.0, 2])) == [1, 2] and norms.check_radii(np.int64(3)) == [3]
+    with pytest.raises(ValueError, match="radius '8' is text|radius '8' is not a norm"):
+        train(span, "8")
+    with pytest.raises(ValueError, match="vectors is of type TrainingResult: give SteeringVectors"):
+        span.delta(found)
+    for wrong in (tiny, "span", None):
+        with pytest.raises(ValueError, match="span is of type .*: give a LayerSpan"):
+            train(wrong, 1.0)
+    with pytest.raises(ValueError, match="lm is of type str"):
+        LayerSpan("tiny-random", PROMPTS, 1, 3)

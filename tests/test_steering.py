@@ -2,8 +2,11 @@
 back what went in."""
 
 import copy
+import json
+import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -24,7 +27,7 @@ from reference import (
 from safetensors.torch import save_file
 
 from helpers.models import LanguageModel, random_weights_
-from helpers.residual import SITES, capture
+from helpers.residual import SITES, LayerSpan, capture
 from helpers.steering import FORMAT, Scope, SteeringVectors, coefficients, steer
 
 N_NEW = 5
@@ -442,3 +445,83 @@ def test_negative_layers_count_from_the_end(architecture):
         said = logits(lm)
     with steer(lm, SteeringVectors(vector.tensor, -3)):
         assert torch.equal(logits(lm), said)
+
+
+# --- nothing silent, nothing raw ------------------------------------------------------------------
+@pytest.mark.parametrize("tokens", ["prompt", "generated", "last", Scope("last", True)], ids=str)
+def test_kind_2_scopes_without_a_cache_or_in_chunks_are_refused(tiny, tokens):
+    for how in (dict(use_cache=False), dict(prefill_chunk_size=4)):
+        with pytest.raises(ValueError, match="cannot tell a prompt's tokens from generated ones"):
+            with steer(tiny, vectors_for(tiny), tokens=tokens):
+                tiny.model.generate(**tiny.encode(PROMPTS[:1] * 2), max_new_tokens=3, **how)
+    with steer(tiny, vectors_for(tiny), tokens=tokens):  # another prompt goes on with no other
+        assert torch.equal(logits(tiny, PROMPTS[:1]), logits(tiny, PROMPTS[:1]))
+        logits(tiny, PROMPTS[1:2])
+
+
+def test_kind_2_all_tokens_are_steered_without_a_cache_and_in_chunks(tiny):
+    encoded, new = tiny.encode(PROMPTS), dict(max_new_tokens=4, do_sample=False)
+    with steer(tiny, vectors_for(tiny)):
+        cached = tiny.model.generate(**encoded, **new)
+        assert torch.equal(tiny.model.generate(**encoded, use_cache=False, **new), cached)
+        assert torch.equal(tiny.model.generate(**encoded, prefill_chunk_size=4, **new), cached)
+
+
+@pytest.mark.parametrize("spec", [[True, False, False], True, torch.tensor([True]), [0.5], 1.0])
+def test_kind_8_truth_values_are_no_positions(tiny, spec):
+    for run in (
+        lambda: LayerSpan(tiny, PROMPTS, 1, 3, target_positions=spec),
+        lambda: LayerSpan(tiny, PROMPTS, 1, 3, steered_positions=spec),
+        lambda: Scope(spec),
+    ):
+        with pytest.raises(ValueError, match="is not a whole number"):
+            run()
+
+
+def test_kind_19_numbers_of_numpy_and_torch(tiny, tmp_path):
+    notes = {"seed": np.int64(3), "share": np.float32(0.5), "rows": np.arange(2)}
+    v = SteeringVectors(some_vectors(tiny), np.int64(1), radius=torch.tensor(3.0), provenance=notes)
+    assert type(v.source_layer) is int and type(v.radius) is float
+    assert v[np.int64(1)] == v[1] and v[torch.tensor(-1)] == v[2]
+    v.save(tmp_path / "v.safetensors")
+    again = SteeringVectors.load(tmp_path / "v.safetensors")
+    assert again.provenance == {"seed": 3, "share": 0.5, "rows": [0, 1]}
+    with pytest.raises(ValueError, match="coeff '2' does not fit"):
+        coefficients("2", 1)
+    with pytest.raises(ValueError, match="source_layer 1.5 is not a whole number"):
+        SteeringVectors(torch.ones(1, 3), 1.5)
+
+
+def test_kind_20_equal_sets_are_equal_and_hash_alike(tiny):
+    one, same = vectors_for(tiny, 2), vectors_for(tiny, 2)
+    assert one == same and hash(one) == hash(same) and len({one, same}) == 1
+    for other in (one[0], 2 * one, vectors_for(tiny, 2, layer=2), vectors_for(tiny, 2, seed=1)):
+        assert one != other
+    assert one != "vectors" and -(-one) == one
+
+
+def test_kind_27_a_file_follows_the_umask_and_is_written_whole(tmp_path):
+    v, path = SteeringVectors(torch.ones(1, 3), 0), tmp_path / "v.safetensors"
+    before = os.umask(0o027)
+    try:
+        v.save(path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640 and os.listdir(tmp_path) == [path.name]
+    with pytest.raises(ValueError, match="folder .*nowhere does not exist: make it first"):
+        v.save(tmp_path / "nowhere" / "v.safetensors")
+    for run in (v.save, SteeringVectors.load):
+        with pytest.raises(ValueError, match="is a folder"):
+            run(tmp_path)
+    with pytest.raises(ValueError, match="cannot be saved.*of type object"):
+        SteeringVectors(torch.ones(1, 3), 0, provenance={"a": object()}).save(path)
+    assert SteeringVectors.load(path) == v
+
+
+@pytest.mark.parametrize("radius", ["8", -1.0, float("inf"), True, [1.0]])
+def test_kind_27_a_radius_that_is_no_norm_is_refused(tmp_path, radius):
+    path = tmp_path / "v.safetensors"
+    about = json.dumps({"source_layer": 1, "radius": radius})
+    save_file({"vectors": torch.ones(1, 3)}, path, {"format": FORMAT, "about": about})
+    with pytest.raises(ValueError, match="v.safetensors is broken.*radius .* is not a norm"):
+        SteeringVectors.load(path)

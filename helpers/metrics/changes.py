@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from ..residual import positions_of
+from ..residual import check_finite, check_length, positions_of
 from ..steering import SteeringVectors
 
 
@@ -34,7 +34,8 @@ def scaled_to_effect(span, vectors, relative, upto=32.0) -> SteeringVectors:
     factors = np.geomspace(1, upto, 11)
     tried = [change(span, float(f) * vectors)[1].mean(1).numpy() for f in factors]
     found = [_factor(factors, sizes, relative) for sizes in np.stack(tried, 1)]
-    tensor = torch.tensor(found)[:, None] * vectors.tensor
+    found = torch.tensor(found, dtype=torch.float32, device="cpu")
+    tensor = found[:, None] * vectors.tensor
     return SteeringVectors(tensor, vectors.source_layer, vectors.site)
 
 
@@ -57,9 +58,12 @@ def kl(clean_logp, other_logp) -> torch.Tensor:
 
 def log_probabilities(lm, encoded, keep) -> torch.Tensor:
     """Log-probabilities [n, keep, vocabulary] in fp32 at the last `keep` tokens."""
+    check_length(lm, encoded["attention_mask"])
     positions = positions_of(encoded["attention_mask"])
-    out = lm.model(**encoded, position_ids=positions, use_cache=False, logits_to_keep=keep)
-    return out.logits[:, -keep:].float().log_softmax(-1)
+    options = dict(use_cache=False, return_dict=True, logits_to_keep=keep)
+    logits = lm.model(**encoded, position_ids=positions, **options).logits[:, -keep:].float()
+    check_finite(logits, "the logits")
+    return logits.log_softmax(-1)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 from ..generation import complete
 from ..models import prompts as prompt_sets
 from ..models import remembered
-from ..residual import capture, normalise, positions_of
+from ..residual import capture, check_finite, check_length, normalise, positions_of
 from .fluency import FluentRange
 
 FIRST_SCORED = 4  # from the 5th token on: a new opening may surprise, what follows has to fit it
@@ -53,9 +53,11 @@ def _batch_nll(lm, prompts, tokens):
     which = torch.tensor([unique.index(prompt) for prompt in prompts], device=lm.device)
     encoded = lm.encode(unique)
     mask = encoded["attention_mask"]
-    before = lm.model(**encoded, position_ids=positions_of(mask), use_cache=True, logits_to_keep=1)
-    before.past_key_values.reorder_cache(which)
     width, pad = max(map(len, tokens)), lm.tokenizer.pad_token_id
+    check_length(lm, mask, width)
+    options = dict(use_cache=True, return_dict=True)
+    before = lm.model(**encoded, position_ids=positions_of(mask), logits_to_keep=1, **options)
+    before.past_key_values.reorder_cache(which)
     ids = [row + [pad] * (width - len(row)) for row in tokens]
     ids = torch.tensor(ids, device=lm.device)
     mask = torch.cat([mask[which], torch.ones_like(ids)], 1)
@@ -64,8 +66,10 @@ def _batch_nll(lm, prompts, tokens):
         attention_mask=mask,
         position_ids=positions_of(mask)[:, -width:],
         past_key_values=before.past_key_values,
+        **options,
     )
     logits = torch.cat([before.logits[which, -1:], after.logits[:, :-1]], 1)
+    check_finite(logits, "the logits")
     return -logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0].cpu().numpy()
 
 

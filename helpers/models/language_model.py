@@ -29,6 +29,7 @@ class LanguageModel:
         if generation is not None and generation.pad_token_id is None:
             generation.pad_token_id = tokenizer.pad_token_id
         self.model.eval().requires_grad_(False)
+        self.model.config.return_dict = self._config.return_dict = True  # not tuples
 
     @property
     def decoder(self) -> torch.nn.Module:

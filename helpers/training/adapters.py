@@ -106,4 +106,6 @@ def _save(lm: LanguageModel, folder: Path) -> None:
     lm.model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink()  # PEFT's page about the model; the card says more
     for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors makes files that only their owner reads
+        content = path.read_bytes()  # safetensors makes files that only their owner reads,
+        path.unlink()
+        path.write_bytes(content)  # these follow the umask

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from ..residual import check_radii
+from ..residual import check_radii, whole
 from .sphere import directions
 
 
@@ -23,7 +23,7 @@ def jacobian_ratio(span, radii, n_directions=30, seed=0) -> np.ndarray:
 
 def _ratio_at(span, n_directions, seed):
     """The ratio as a function of R; the linear part is computed once."""
-    unit = directions(n_directions, span.lm.d_model, seed)
+    unit = directions(whole(n_directions, "n_directions", 1), span.lm.d_model, seed)
     with torch.no_grad():
         linear = span.delta(0.5 * unit) - span.delta(-0.5 * unit)  # over a distance of 1
     size = linear.flatten(1).norm(dim=1)

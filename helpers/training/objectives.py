@@ -16,6 +16,7 @@ def objective(delta, p=2, q=1) -> torch.Tensor:
     return value.flatten(2).sum(-1).mean(1) if value.ndim == 3 else value.mean(1)
 
 
+@torch.inference_mode(False)
 def value_and_grad(span, vectors, score=objective):
     """Objective [n_vectors] and its gradient [n_vectors, d_model], in chunks that fit the budget.
 
@@ -23,7 +24,7 @@ def value_and_grad(span, vectors, score=objective):
     """
 
     def step(part):
-        part = part.detach().requires_grad_()
+        part = part.detach().clone().requires_grad_()  # cloned: it may come of inference mode
         with torch.enable_grad():
             values = _checked(score(span.delta(part)), part)
             return values.detach(), torch.autograd.grad(values.sum(), part)[0]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from ..residual import normalise
+from ..residual import check_seed, normalise, whole
 from ..steering import SteeringVectors
 from . import objectives
 from .sphere import check_set, directions, orthonormalise, pack, random_vectors, without
@@ -46,6 +46,7 @@ class _Run(NamedTuple):
     stopped: bool
 
 
+@torch.inference_mode(False)
 def train(
     span,
     radius,
@@ -80,8 +81,8 @@ def train(
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown: use one of {', '.join(METHODS)}.")
-    check_set(span, radius, n_vectors, orthogonal)
-    steps = STEPS[method] if steps is None else steps
+    radius, n_vectors = check_set(span, radius, n_vectors, orthogonal)
+    steps, seed = STEPS[method] if steps is None else whole(steps, "steps"), check_seed(seed)
     if steps < 1 or p <= 0 or q <= 0:
         raise ValueError(f"steps {steps}, p {p} and q {q} must be at least 1, above 0 and above 0.")
     start = directions(n_vectors, span.lm.d_model, seed, orthogonal and method == "power")

@@ -1,11 +1,9 @@
 """The sphere ‖θ‖ = R: orthonormal sets, random directions, random controls of equal norm."""
 
-from numbers import Integral
-
 import torch
 
 from ..models import prompts
-from ..residual import capture, check_radii, normalise
+from ..residual import capture, check_radius, check_seed, normalise, whole
 from ..steering import SteeringVectors
 
 
@@ -16,7 +14,7 @@ def orthonormalise(rows) -> torch.Tensor:
     own side, else each step of an iteration would undo the last.
     """
     q, r = torch.linalg.qr(rows.T)
-    return (q * torch.where(r.diagonal() < 0, -1.0, 1.0)).T
+    return (q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)).T
 
 
 def without(x, basis) -> torch.Tensor:
@@ -26,23 +24,30 @@ def without(x, basis) -> torch.Tensor:
 
 def directions(n_vectors, d_model, seed=0, orthogonal=False) -> torch.Tensor:
     """Random unit vectors [n_vectors, d_model], drawn on the CPU: a GPU starts alike."""
-    x = torch.randn(n_vectors, d_model, generator=torch.Generator().manual_seed(seed))
+    x = _normal(n_vectors, d_model, seed)
     return orthonormalise(x) if orthogonal else normalise(x)
+
+
+def _normal(n_rows, n_columns, seed) -> torch.Tensor:
+    """Standard normal numbers in fp32 on the CPU, whatever torch's defaults are."""
+    generator = torch.Generator("cpu").manual_seed(check_seed(seed))
+    size = (whole(n_rows, "the number of vectors", 1), n_columns)
+    return torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def covariance_directions(rows, n, seed=0) -> torch.Tensor:
     """Random unit vectors [n, d] with the covariance of the rows [n_rows, d]: combining centred
     rows with standard normal weights gives exactly that."""
-    weights = torch.randn(n, len(rows), generator=torch.Generator().manual_seed(seed)).to(rows)
+    weights = _normal(n, len(rows), seed).to(rows)
     return normalise(weights @ (rows - rows.mean(0)))
 
 
 def random_vectors(span, radius, n_vectors, seed=0, orthogonal=False) -> SteeringVectors:
     """The control: vectors of norm `radius` in random directions, for the span's layer and site.
     Power iteration with the same seed and `orthogonal` starts from just these."""
-    check_set(span, radius, n_vectors, orthogonal)
+    radius, n_vectors = check_set(span, radius, n_vectors, orthogonal)
     theta = radius * directions(n_vectors, span.lm.d_model, seed, orthogonal)
-    return pack(span, theta, radius, method="random", seed=seed)
+    return pack(span, theta, radius, method="random", seed=check_seed(seed))
 
 
 def covariance_vectors(span, radius, n_vectors, seed=0) -> SteeringVectors:
@@ -51,29 +56,33 @@ def covariance_vectors(span, radius, n_vectors, seed=0) -> SteeringVectors:
     First tokens are left out: they are attention sinks, and would be the only direction. So is any
     other token ten times as long as the median.
     """
-    check_radii([radius])
+    radius, n_vectors = check_set(span, radius, n_vectors, orthogonal=False)
     texts = prompts.texts("reference_texts")
     hidden = capture(span.lm, texts, span.source_layer, span.site)[0]  # [n_texts, n_tokens, d]
     real = ~hidden.isnan().any(-1)
     rows = hidden[real & (real.cumsum(1) > 1)]
     rows = rows[rows.norm(dim=-1) < 10 * rows.norm(dim=-1).median()].cpu()
     theta = radius * covariance_directions(rows, n_vectors, seed)
-    return pack(span, theta, radius, method="residual covariance", seed=seed)
+    return pack(span, theta, radius, method="residual covariance", seed=check_seed(seed))
 
 
-def check_set(span, radius, n_vectors, orthogonal):
-    """ValueError where no set of such a norm and number can be had."""
-    check_radii([radius])
-    d = span.lm.d_model
-    if not isinstance(n_vectors, Integral) or n_vectors < 1:
+def check_set(span, radius, n_vectors, orthogonal) -> tuple[float, int]:
+    """Norm and number of a set as Python's own; ValueError where no such set can be had."""
+    if not hasattr(span, "delta"):
+        raise ValueError(f"span is of type {type(span).__name__}: give a LayerSpan.")
+    radius, d = check_radius(radius), span.lm.d_model
+    try:
+        n_vectors = whole(n_vectors, "n_vectors", 1)
+    except ValueError:
         raise ValueError(
             f"n_vectors {n_vectors} is not a count: it must be a whole number, 1 or more."
-        )
+        ) from None
     if orthogonal and n_vectors > d:
         raise ValueError(
             f"n_vectors {n_vectors} cannot be orthogonal in d_model {d}: "
             f"use at most {d}, or orthogonal=False."
         )
+    return radius, n_vectors
 
 
 def pack(span, tensor, radius, **how) -> SteeringVectors:
