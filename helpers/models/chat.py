@@ -8,7 +8,7 @@ from .obtain import ModelError, brief
 
 DATE = date(2024, 7, 26)  # for templates that write today's: the prompt is the same tomorrow
 MARKS = ["zqsystemqz", "zqquestionqz"]  # stand for the system text and the question
-WHOLE = "use another model, or set lm.tokenizer.chat_template"
+WHOLE = "use another model, or another lm.tokenizer.chat_template"
 
 
 def filled(tokenizer, name: str, text: str, system: str | None = None) -> str:
@@ -43,7 +43,8 @@ def _frame(tokenizer, name: str, n_texts: int):
         except Exception as error:
             failure = f"refuses every prompt ({brief(error)})"
             continue
-        if re.findall("|".join(MARKS), rendered) == marks:
+        printed = "text': 'zq" in rendered  # a list of parts, as Python writes it
+        if re.findall("|".join(MARKS), rendered) == marks and not printed:
             return way, re.split("|".join(marks), rendered)
     raise ModelError(f"The chat template of {name} {failure}: {WHOLE}.")
 
