@@ -14,7 +14,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from .. import ROOT, UserError, ledger
-from .notebooks import hash_of, put_outputs, read, resolve, source_hash, tagged
+from .notebooks import committed, hash_of, put_outputs, read, resolve, source_hash, tagged
 from .parameters import for_notebooks, read_recipe
 
 PACKAGE = Path(__file__).resolve().parents[2]  # where a notebook's process finds the helpers
@@ -69,12 +69,14 @@ class Job:
             "WORKBOOK_NOTEBOOK": self.name,
             "WORKBOOK_DEFAULT_RUN": "1" if self.default else "",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "PYTHONIOENCODING": "utf-8",  # what went wrong is read as that
         }
 
     def start(self, one_thread) -> None:
         if not sys.stdout.isatty():
             print(f"running {self.name}: {self.n_cells} cells", flush=True)
-        self.stamp.unlink(missing_ok=True)
+        for stale in (self.stamp, self.partial, self.failed):  # of an earlier run
+            stale.unlink(missing_ok=True)
         if self.default:  # results that this run will not record again must not outlive it
             shutil.rmtree(self.folder / "claims" / self.name, ignore_errors=True)
         self.began, self.log = time.monotonic(), tempfile.TemporaryFile()
@@ -159,24 +161,27 @@ def run(notebooks=None, parameters=None, recipe=None, model=None, build=None, wo
     """Execute notebooks into `build` (default: build/) and return the names of those that failed.
 
     What succeeded before is skipped while source, helpers, data and parameters stay the same. With
-    parameters, a recipe or a model of one's own, outputs go to build/runs/<hash>/, the ledger stays
-    as it is. UserError, before anything runs: a mistake in these, another run in the same folder.
+    parameters, a recipe, a model or notebooks of one's own, outputs go to build/runs/<hash>/, the
+    ledger stays as it is. UserError, before anything runs: a mistake in these, another run in the
+    same folder.
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: one or more notebooks run at a time.")
     named, values = read_recipe(recipe) if recipe else (None, {})
     shares = for_notebooks(resolve(notebooks or named), parameters or {}, values, model)
-    default, build = not any(shares.values()), ledger.build_folder(build).resolve()
-    of_run = hash_of({path.stem: share for path, share in shares.items()})[:8]
+    own, build = all(map(committed, shares)), ledger.build_folder(build).resolve()
+    default = own and not any(shares.values())
+    of_run = hash_of({path.stem if own else str(path): share for path, share in shares.items()})[:8]
     folder = build if default else build / "runs" / of_run
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
             failed = _run_all(shares, folder, default, workers or usual_workers())
             if default:
-                print(ledger.terminal_table(ledger.write(build)))
+                print(ledger.terminal_table(ledger.write(build), build))
             else:
-                print(f"With parameters of your own: outputs in {folder}, the ledger as it was.")
+                what = "parameters" if own else "notebooks"
+                print(f"With {what} of your own: outputs in {folder}, the ledger as it was.")
             return failed
     except Timeout:
         raise UserError(f"Another run is at work in {folder}; wait for it, or stop it.") from None
@@ -195,6 +200,9 @@ def _run_all(shares, folder, default, workers):
 def refresh(notebooks=None, build=None, workers=None):
     """A default run, its outputs put into the sources; returns what failed, and stays as it was."""
     build, paths = ledger.build_folder(build).resolve(), resolve(notebooks)
+    for path in paths:
+        if not committed(path):
+            raise UserError(f"{path} is not a notebook of {ROOT / 'notebooks'}: only those count.")
     failed = run(paths, build=build, workers=workers)
     for path in paths:
         if path.stem not in failed:
