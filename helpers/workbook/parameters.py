@@ -229,9 +229,13 @@ def calibrated(lm, source: int, target: int) -> dict:
 # What a notebook says first: which values it cannot run with, and layers for another depth.
 
 
-def check(values: dict, lm=None) -> None:
+def check(values: dict, lm=None, **least: int) -> None:
     """Refuse in one sentence, before anything is computed, a parameter that cannot be. values: the
-    names of a notebook, globals(); lm: its model, which bounds layers and sets of vectors."""
+    names of a notebook, globals(); lm: its model, which bounds layers and sets of vectors; least:
+    smallest values of a notebook's own (fluency is read from the fifth token on)."""
+    for name, number in least.items():
+        if _whole(1)(values[name]) and values[name] < number:
+            raise UserError(f"{name} is {values[name]}: it has to be {number} or more here.")
     for name, value in values.items():
         rule = next((rule for pattern, rule in RULES.items() if re.fullmatch(pattern, name)), None)
         if rule:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -91,8 +92,9 @@ class Job:
         )
         job = {"path": self.path, "output": self.partial, "parameters": self.parameters}
         job |= {"cwd": ROOT, "cell_seconds": CELL_SECONDS}
-        self.process.stdin.write(json.dumps(job, default=str).encode() + b"\n")
-        self.process.stdin.flush()
+        with suppress(OSError):  # it ended at once: `finish` says so
+            self.process.stdin.write(json.dumps(job, default=str).encode() + b"\n")
+            self.process.stdin.flush()
 
     def finish(self) -> bool:
         """Move what came of it into place and say so in one line. True if it succeeded."""
@@ -110,9 +112,14 @@ class Job:
                 os.replace(self.partial, self.failed)
                 problem += f"\n  as far as it came: {self.failed}"
             print(f"FAILED {self.name} after {seconds}, {problem}", flush=True)
-        self.process.stdin.close()
+        self.close()
         self.log.close()
         return good
+
+    def close(self) -> None:
+        """Its input: a process that still runs then stops."""
+        with suppress(OSError):
+            self.process.stdin.close()
 
     def stop(self) -> None:
         """Wait for a process whose input was closed; leave nothing half written."""
@@ -146,7 +153,7 @@ def run_jobs(jobs, workers) -> list[str]:
                 failed += [] if job.finish() else [job.name]
     finally:
         for job in running:
-            job.process.stdin.close()
+            job.close()
         for job in running:
             job.stop()
     return failed
