@@ -40,7 +40,7 @@ def _one_of(*words):
     return lambda value: value in words, "one of " + ", ".join(map(repr, words))
 
 
-LISTS = r"RADII|COEFFS|BLOCKS|LAYERS|SOURCES|(\w+_)?SEEDS"
+LISTS = r"RADII|COEFFS|BLOCKS|LAYERS|SOURCES|(SWEEP_)?SEEDS"
 RULES = {  # name: which values are right, and in words
     r"N_\w+|(ADAM_)?STEPS|\w+_TOKENS|BASE_VECTORS": (_whole(1), "a whole number, 1 or more"),
     r"(\w+_)?SEEDS?|" + "|".join(LAYERS): (_whole(0), "a whole number, 0 or more"),
@@ -232,14 +232,16 @@ def calibrated(lm, source: int, target: int) -> dict:
 def check(values: dict, lm=None, **least: int) -> None:
     """Refuse in one sentence, before anything is computed, a parameter that cannot be. values: the
     names of a notebook, globals(); lm: its model, which bounds layers and sets of vectors; least:
-    smallest values of a notebook's own (fluency is read from the fifth token on)."""
-    for name, number in least.items():
-        if _whole(1)(values[name]) and values[name] < number:
-            raise UserError(f"{name} is {values[name]}: it has to be {number} or more here.")
+    smallest values of a notebook's own (fluency is read from the fifth token on), or how many a
+    list has to hold."""
     for name, value in values.items():
         rule = next((rule for pattern, rule in RULES.items() if re.fullmatch(pattern, name)), None)
         if rule:
             _check_one(name, value, *rule)
+    for name, number in least.items():
+        value = values[name]
+        if (len(value) if isinstance(value, list) else value) < number:
+            raise UserError(f"{name} is {value!r}: here it has to be {number} or more.")
     if lm is None:
         return
     depth = f"the model has {lm.n_layers} blocks, 0 … {lm.n_layers - 1}"

@@ -57,7 +57,7 @@ class Job:
     def done(self) -> bool:
         """True where it succeeded before and nothing has changed since."""
         there = self.output.exists() and self.stamp.exists()
-        return there and self.stamp.read_text() == self.key
+        return there and self.stamp.read_text(encoding="utf-8") == self.key
 
     def environment(self, one_thread) -> dict:
         """What its kernel inherits; this Python's own kernel is found first."""
