@@ -2,8 +2,9 @@
 
 import argparse
 import sys
+from pathlib import Path
 
-from helpers import UserError
+from helpers import ROOT, UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _notebooks(options) -> int:
     """run, refresh, check: 1 where something failed."""
-    from helpers.workbook import notebooks, parameters, runner
+    from helpers.workbook import notebooks, runner
 
     names = options.notebooks
     if options.command == "check":
@@ -56,7 +57,10 @@ def _notebooks(options) -> int:
     elif options.command == "refresh":
         failed = runner.refresh(names, workers=options.workers)
     else:
-        typed = {name: parameters.parse_value(value) for name, value in options.p}
+        typed = dict(options.p)
+        for name in typed:
+            if sum(other == name for other, _ in options.p) > 1:
+                raise UserError(f"-p {name} stands twice; give one value.")
         failed = runner.run(names, typed, options.recipe, options.model, workers=options.workers)
     return int(bool(failed))
 
@@ -71,7 +75,17 @@ def _sweep(options) -> None:
         print(f"wrote {studies.run(name, options.model, options.workers, options.prompts)}")
 
 
+def _refuse_other_clone() -> None:
+    from helpers.workbook import doctor
+
+    if other := doctor.other_clone(Path.cwd()):
+        helpers = f"Python imports the helpers of {ROOT}"
+        raise UserError(f"You are in the clone {other}, but {helpers}: run this in {other} itself.")
+
+
 def _command(options) -> int:
+    if options.command != "doctor":
+        _refuse_other_clone()
     if options.command in ("run", "refresh", "check"):
         return _notebooks(options)
     if options.command == "doctor":
@@ -97,6 +111,9 @@ def _command(options) -> int:
 
 def main(argv=None) -> int:
     """Run one command. Returns 0: all well, 1: something failed, 2: not possible, 130: Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that has no "→" or "θ" shows "?"
+            stream.reconfigure(errors="replace")
     options = parser().parse_args(argv)
     try:
         return _command(options)
@@ -105,6 +122,9 @@ def main(argv=None) -> int:
     except ModuleNotFoundError as error:
         missing = f"{error.name} is not installed"
         print(f"{missing}; python -m helpers doctor says what is missing.", file=sys.stderr)
+    except OSError as error:  # a folder that may not be written, a full disk
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{where}{error.strerror or error}.", file=sys.stderr)
     except KeyboardInterrupt:
         print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
         return 130

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from . import ROOT
+from . import ROOT, UserError
 
 CLAIMS = ROOT / "data" / "claims.json"
 MARKS = ("<!-- results, written by python -m helpers refresh -->", "<!-- end of results -->")
@@ -66,9 +66,24 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence], cell: Callable 
     return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
+def _unique(pairs) -> dict:
+    """An object of JSON; ValueError where a key stands in it twice (of two, the last would win)."""
+    pairs = list(pairs)
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the key {name!r} stands twice")
+    return dict(pairs)
+
+
 def claims() -> dict[str, dict]:
-    """The claims of data/claims.json, by id; a test holds the form of that file."""
-    return {claim["id"]: claim for claim in json.loads(CLAIMS.read_text(encoding="utf-8"))}
+    """The claims of data/claims.json, by id; a test holds the form of that file. UserError: it is
+    no JSON, or a key or an id stands in it twice."""
+    try:
+        found = json.loads(CLAIMS.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        return _unique((claim["id"], claim) for claim in found)
+    except ValueError as error:
+        raise UserError(f"{CLAIMS} is broken: {error}.") from None
 
 
 def _quantity(name: str, values: dict) -> float:
@@ -113,7 +128,11 @@ def record(claim: str, value, interval=None, **facts) -> None:
         raise ValueError(f"There is no claim {claim!r}; data/claims.json has {', '.join(known)}.")
     values = _plain(value if isinstance(value, dict) else {"value": value})
     for name, number in values.items():
-        if not isinstance(number, (int, float)) or not math.isfinite(number):
+        known_number = isinstance(number, (int, float))
+        if known_number and not math.isfinite(number) and not default_run():
+            print(f"{claim}: {name} is {number}, so there is no verdict (not a default run)")
+            return
+        if not known_number or not math.isfinite(number):
             raise ValueError(f"Claim {claim!r}: {name} is {number!r}, not a finite number.")
     now, last = verdict(known[claim], values), known[claim]["last_verdict"]
     result = {"id": claim, "values": values, "verdict": now}
@@ -138,8 +157,8 @@ def check(condition, sentence: str) -> None:
 
 
 def _number(value: float, interval=None) -> str:
-    """A number, and its interval where there is one."""
-    if interval:
+    """A number, and its interval where there is one (a single unit has none)."""
+    if interval and all(map(math.isfinite, interval)):
         return f"{_number(value)} [{_number(interval[0])}, {_number(interval[1])}]"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
@@ -256,11 +275,13 @@ def into_readme(text: str, build: str | Path | None = None) -> str:
     return "\n".join([before + start, *lines, end + after])
 
 
-def terminal_table(rows: list[dict]) -> str:
+def terminal_table(rows: list[dict], build: str | Path | None = None) -> str:
     """The rows of `entries` for a terminal of 100 columns: verdict, id, our numbers."""
     tried = [row for row in rows if row["verdict"] != "not attempted"]
     ids = max([len(row["id"]) for row in tried], default=0)
-    lines = ["", "Claims (published ones beside them: build/ledger.md)"]
+    beside = build_folder(build) / "ledger.md"
+    beside = beside.relative_to(ROOT) if beside.is_relative_to(ROOT) else beside
+    lines = ["", f"Claims (published ones beside them: {beside})"]
     for row in tried:
         line = f"  {row['verdict']:<15} {row['id']:<{ids}}  {row['ours']}"
         lines.append(line if len(line) <= 100 else line[:99] + "…")

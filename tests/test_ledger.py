@@ -3,10 +3,11 @@
 import json
 import os
 
+import numpy as np
 import pytest
 from IPython.display import HTML
 
-from helpers import ledger
+from helpers import UserError, ledger
 
 CLAIM = {
     "id": "one",
@@ -73,7 +74,6 @@ def test_verdicts(claims, capsys, claim, value, expected):
     "claim, value, message",
     [
         ("two", 1, "no claim 'two'; data/claims.json has one, pair"),
-        ("one", float("nan"), "value is nan"),
         ("one", None, "value is None"),
         ("one", [1, 2], "finite number"),
         ("pair", {"learned": 1}, "need the quantity 'random'"),
@@ -83,6 +83,41 @@ def test_mistakes(claims, claim, value, message):
     with pytest.raises(ValueError, match=message):
         ledger.record(claim, value)
     assert not claims.exists()
+
+
+def test_what_is_no_number_fails_a_default_run_and_is_said_in_others(claims, monkeypatch, capsys):
+    """Kind 16: parameters of one's own may leave nothing to measure, or a single unit."""
+    ledger.record("one", float("nan"))
+    ledger.record("pair", {"learned": 0.6, "random": 0.1}, {"learned": (np.nan, np.nan)})
+    said = capsys.readouterr().out
+    assert "one: value is nan, so there is no verdict" in said
+    assert "pair: learned 0.6, random 0.1 → replicated" in said
+    monkeypatch.setenv("WORKBOOK_DEFAULT_RUN", "1")
+    with pytest.raises(ValueError, match="value is nan, not a finite number"):
+        ledger.record("one", float("nan"))
+    assert not claims.exists()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (json.dumps([CLAIM, CLAIM]), "the key 'one' stands twice"),
+        (json.dumps([CLAIM])[:-2] + ', "core": false}]', "the key 'core' stands twice"),
+        ("[", "is broken"),
+    ],
+)
+def test_a_key_that_stands_twice_in_the_claims_is_an_error(claims, text, message):
+    """Kind 11: of two, the last would win."""
+    ledger.CLAIMS.write_text(text)
+    with pytest.raises(UserError, match=message):
+        ledger.claims()
+
+
+def test_the_table_names_the_file_that_was_written(claims, tmp_path):
+    """Kind 31: wherever the build is."""
+    rows = ledger.write()
+    assert str(claims / "ledger.md") in ledger.terminal_table(rows)
+    assert str(tmp_path / "ledger.md") in ledger.terminal_table(rows, tmp_path)
 
 
 def test_only_a_default_run_keeps_results(claims, monkeypatch, capsys):

@@ -2,12 +2,16 @@
 parameters, the benchmarks, the command line, and what README and packaging files promise."""
 
 import argparse
+import ast
+import errno
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -190,7 +194,7 @@ def test_a_failing_notebook_is_reported_and_the_others_run(tree, capsys):
 def test_parameters_go_where_they_are_known_and_never_to_the_ledger(tree, capsys):
     show = "import os\nprint(RADIUS, repr(NAME), repr(os.environ.get('WORKBOOK_DEFAULT_RUN')))"
     add(tree, "00_a", show)
-    add(tree, "01_b", "print(OTHER)", known="OTHER = 1")
+    add(tree, "01_b", "print(OTHER)", known="OTHER = [3]")
     recipe = tree / "recipe.yaml"
     recipe.write_text(
         "notebooks: ['00', '01']\nparameters: {RADIUS: 3, NAME: \"it's\", OTHER: [1, 2]}\n"
@@ -213,6 +217,10 @@ def test_parameters_go_where_they_are_known_and_never_to_the_ledger(tree, capsys
         ("1: 2", "must be a mapping"),
         ("notebooks: 3", "may hold a list 'notebooks'"),
         ("parameters: {RADIUS: 1}\nseed: 3", "nothing beside them"),
+        ("RADIUS: 3\nRADIUS: 4", "the key 'RADIUS' stands twice, again in line 2"),
+        ("parameters: {A: 1}\nparameters: {B: 1}", "the key 'parameters' stands twice"),
+        ("notebooks: []\nparameters: {RADIUS: 3}", "its list 'notebooks' is empty"),
+        ("RADIUS: ten", "RADIUS is 'ten': it has to be a number, such as 10.0."),
         ("RADUIS: 3", "No notebook of this run has a parameter 'RADUIS'; they have NAME, RADIUS."),
         ("notebooks: ['09']", "There is no notebook '09'; there are 00_a."),
         (None, "cannot be read"),
@@ -236,6 +244,7 @@ def test_other_mistakes(tree, capsys):
     for arguments, message in (
         (["run", "00_a", "-p", "SEED", "3"], "00_a takes no parameters: it has 0 cells tagged"),
         (["run", "--workers", "0"], "one or more notebooks run at a time"),
+        (["run", "-p", "SEED", "3", "-p", "SEED", "4"], "-p SEED stands twice"),
     ):
         assert __main__.main(arguments) == 2
         assert message in capsys.readouterr().err
@@ -247,6 +256,140 @@ def test_other_mistakes(tree, capsys):
         runner.run(["00"], build=tree)
     with pytest.raises(SystemExit):
         __main__.main(["run", "--fast"])
+
+
+def test_a_foreign_notebook_never_counts(tree, capsys):
+    """Kind 10: neither for the ledger nor for the README."""
+    own = add(tree, "00_a", "print('own')")
+    record = "import os\nprint(repr(os.environ['WORKBOOK_DEFAULT_RUN']))"
+    (tree / "elsewhere").mkdir()
+    foreign = add(tree, "00_b", record).rename(tree / "elsewhere" / "00_a.ipynb")
+    assert runner.run([foreign], build=tree / "build") == []
+    (folder,) = (tree / "build" / "runs").iterdir()
+    assert texts(folder / "00_a.ipynb") == "''\n"
+    assert "With notebooks of your own" in capsys.readouterr().out
+    assert [path.name for path in (tree / "build").iterdir()] == ["runs"]
+    before = (tree / "README.md").read_text(), foreign.read_bytes()
+    with pytest.raises(notebooks.UserError, match="is not a notebook of .*notebooks"):
+        runner.refresh([foreign], build=tree / "build")
+    with pytest.raises(notebooks.UserError, match="Two notebooks are called 00_a"):
+        runner.run([own, foreign], build=tree / "build")
+    assert before == ((tree / "README.md").read_text(), foreign.read_bytes())
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_terminal_of_another_encoding_loses_a_letter_and_nothing_else(
+    tree, monkeypatch, encoding
+):
+    """Kind 24."""
+    add(tree, "00_bad", "θ = 1 / 0  # →")
+    add(tree, "01_good", "print('θ')")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("WORKBOOK_BUILD", str(tree / "build"))
+    assert __main__.main(["run"]) == 1
+    terminal.flush()
+    out = terminal.buffer.getvalue().decode(encoding)
+    assert "FAILED 00_bad" in out and "? = 1 / 0  # ?" in out and "finished 01_good" in out
+    assert (tree / "build" / "ledger.json").exists()
+    assert texts(tree / "build" / "01_good.ipynb") == "θ\n"
+
+
+def test_a_folder_that_cannot_be_written_and_a_full_disk_are_one_sentence(
+    tree, capsys, monkeypatch
+):
+    """Kind 25."""
+    add(tree, "00_a", "1")
+    (tree / "build").write_text("a file")
+    monkeypatch.setenv("WORKBOOK_BUILD", str(tree / "build"))
+    assert __main__.main(["run"]) == 2
+    said = capsys.readouterr().err
+    assert str(tree / "build") in said and said.count("\n") == 1
+    monkeypatch.setenv("WORKBOOK_BUILD", str(tree / "other"))
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "ledger.json")
+
+    monkeypatch.setattr(ledger, "write", full)
+    assert __main__.main(["run"]) == 2
+    assert capsys.readouterr().err == "ledger.json: No space left on device.\n"
+    assert (tree / "other" / "00_a.ipynb").exists()  # what was computed is there
+
+
+def test_only_files_that_exist_are_named(tree, capsys, monkeypatch):
+    """Kind 31: a process that dies at once, where an earlier run left files."""
+    add(tree, "00_a", "1")
+    (tree / "build").mkdir()
+    for name in ("00_a.failed.ipynb", ".00_a.partial.ipynb"):
+        (tree / "build" / name).write_text("of an earlier run")
+    monkeypatch.setattr(sys, "executable", shutil.which("false") or sys.executable)
+    assert runner.run(build=tree / "build") == ["00_a"]
+    out = capsys.readouterr().out
+    assert "its process ended with 1" in out and "as far as it came" not in out
+    assert not list((tree / "build").glob("*00_a*"))
+
+
+def test_another_clone_is_refused_and_doctor_says_whose_helpers_are_imported(
+    tree, capsys, monkeypatch
+):
+    """Kind 30."""
+    (tree / "helpers" / "__main__.py").touch()
+    monkeypatch.chdir(tree / "notebooks")
+    assert doctor.other_clone(ROOT / "notebooks") is None
+    assert __main__.main(["run"]) == 2
+    said = capsys.readouterr().err
+    assert f"You are in the clone {tree}" in said and str(ROOT) in said
+    assert said.count("\n") == 1
+    good, found = doctor._clone()
+    assert not good and str(tree) in found and str(ROOT) in found
+    monkeypatch.chdir(tree / "notebooks" / "..")
+    monkeypatch.setattr(doctor, "ROOT", tree)  # a clone where another one is installed
+    good, found = doctor._clone()
+    assert not good and str(ROOT) in found and "not those of" in found
+
+
+POSIX = {
+    "fork",
+    "forkpty",
+    "sched_getaffinity",
+    "sysconf",
+    "getuid",
+    "geteuid",
+    "killpg",
+    "getpgid",
+}
+POSIX |= {"setsid", "mkfifo", "umask", "SIGKILL", "SIGHUP", "SIGALRM", "SIGUSR1", "setrlimit"}
+POSIX_MODULES = {"resource", "fcntl", "pwd", "grp", "termios", "tty", "pty"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "helpers").rglob("*.py")), ids=lambda p: p.stem)
+def test_what_only_posix_has_stands_behind_a_guard(path):
+    """On Windows there is none of it: use it inside `try`, or after a look at os.name."""
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    guarded = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try) or (
+            isinstance(node, ast.If) and "os.name" in ast.unparse(node)
+        ):
+            guarded |= set(map(id, ast.walk(node)))
+    for node in ast.walk(tree):
+        if id(node) in guarded:
+            continue
+        where = f"{path.name}, line {getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert node.attr not in POSIX, where
+            assert (node.value.id, node.attr) != ("os", "kill"), where
+        if isinstance(node, ast.Import):
+            assert not {alias.name for alias in node.names} & POSIX_MODULES, where
+        if isinstance(node, ast.keyword):
+            assert node.arg != "preexec_fn", where
+        if isinstance(node, ast.Call) and "get_context" in ast.unparse(node.func):
+            assert "fork" not in ast.unparse(node), where
+        if isinstance(node, ast.Call) and re.search(
+            r"\.(read|write)_text$", ast.unparse(node.func)
+        ):
+            assert "encoding" in ast.unparse(node), f"{where}: Windows reads another encoding"
 
 
 # -- parameters --------------------------------------------------------------------------------
@@ -318,6 +461,140 @@ def test_the_default_model_by_name_is_a_default_run():
 
     paths = notebooks.resolve(["00"])
     assert parameters.for_notebooks(paths, {}, {}, DEFAULT) == {paths[0]: {}}
+
+
+KINDS = {"RADIUS": 10.0, "N": 3, "RADII": [1.0, 2.0], "NAME": "a", "ORGANISM": "b", "GRIDS": None}
+
+
+@pytest.mark.parametrize(
+    "name, text, value",
+    [
+        ("RADIUS", "1e1", 10.0),
+        ("RADIUS", "10", 10.0),
+        ("RADIUS", "calibrated", "calibrated"),
+        ("N", "1e1", 10),
+        ("RADII", "[4, 8]", [4.0, 8.0]),
+        ("RADII", "[1e1]", [10.0]),
+        ("NAME", "42", "42"),
+        ("NAME", "None", "None"),
+        ("ORGANISM", "None", None),
+        ("GRIDS", "None", None),
+    ],
+)
+def test_what_is_typed_and_what_a_recipe_holds_are_read_alike(tree, name, text, value):
+    """Kind 22."""
+    path = tree / "recipe.yaml"
+    path.write_text(f"{name}: {text}")
+    _, recipe = parameters.read_recipe(path)
+    for given in (text, recipe[name]):
+        found = parameters.fitted(name, given, KINDS[name])
+        assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("RADIUS", "[1]"),
+        ("RADIUS", True),
+        ("N", "2.5"),
+        ("N", "many"),
+        ("RADII", "4.0"),
+        ("RADII", "[1, 'x']"),
+        ("NAME", [1]),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(name, value):
+    """Kind 22."""
+    with pytest.raises(notebooks.UserError, match=f"^{name} is .*: it has to be .*, such as "):
+        parameters.fitted(name, value, KINDS[name])
+
+
+def test_a_recipe_names_notebooks_as_they_are_called(tree):
+    """Kind 22: to YAML, 00 is the number 0."""
+    path = tree / "recipe.yaml"
+    path.write_text("notebooks: [00, 02b, '01', 08]")
+    assert parameters.read_recipe(path)[0] == ["00", "02b", "01", "08"]
+
+
+def test_a_model_beside_the_person_is_found_from_where_notebooks_run(tree, monkeypatch):
+    """Kind 23."""
+    path = add(tree, "00_a", "1", known="MODEL = 'x'\nRADIUS = 1.0")
+    (tree / "elsewhere" / "mymodel").mkdir(parents=True)
+    monkeypatch.chdir(tree / "elsewhere")
+    monkeypatch.setenv("HOME", str(tree))
+    monkeypatch.setenv("USERPROFILE", str(tree))
+    for typed, found in (
+        ("mymodel", str(tree / "elsewhere" / "mymodel")),
+        ("~/elsewhere/mymodel", str(tree / "elsewhere" / "mymodel")),
+        ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
+    ):
+        assert parameters.for_notebooks([path], {"MODEL": typed}, {}) == {path: {"MODEL": found}}
+
+
+def opening(path):
+    """(parameters, code): the committed ones, and the statements that check them."""
+    nb = notebooks.read(path)
+    (cell,) = [cell for cell in nb.cells if "parameters.check(" in cell.source]
+    code = nb.cells[: nb.cells.index(cell)]
+    assert sum(other.cell_type == "code" for other in code) == 1, "the cell after the parameters"
+    lines = []
+    for line in ast.parse(cell.source).body:
+        if isinstance(line, (ast.Expr, ast.Assign)) and "parameters." in ast.unparse(line):
+            lines.append(ast.unparse(line))
+    return notebooks.parameters_of(nb), "\n".join(lines)
+
+
+def variants(name, value):
+    """(value, whether it is refused): smallest, largest, reversed, single, empty."""
+    if isinstance(value, list):
+        yield from ((value[::-1], False), (value[:1], False), ([], True), (value * 2, True))
+        yield from ((value[0], True), ([None], True))
+    elif name in ("SOURCE_LAYER", "TARGET_LAYER"):
+        yield from ((-1, True), (30, True), (29, name == "SOURCE_LAYER"))
+        yield from ((0, name == "TARGET_LAYER"), (1.5, True))
+    elif isinstance(value, int):
+        yield from ((1, False), (-1, True), (10**6, name in ("N_VECTORS", "CONTROL_LAYER")))
+        yield from ((0, not name.endswith("SEED")), (True, True))
+    elif isinstance(value, float):
+        yield from ((1e-6, False), (1e6, False), (0.0, True), (float("nan"), True))
+    elif name in ("SPLIT", "SWEEP", "PLACE"):
+        yield ("other", True)
+
+
+@each_notebook
+def test_a_notebook_refuses_what_cannot_be_in_the_cell_after_the_parameters(path):
+    """Kind 16: every parameter at its smallest, largest, reversed, single and empty value."""
+    committed, code = opening(path)
+    lm = SimpleNamespace(n_layers=30, d_model=576)
+    more = re.findall(r"(\w+)=\d", code)  # names that must be more than the smallest
+    for name, value in committed.items():
+        many = isinstance(value, list)
+        for other, refused in [(value, False), *variants(name, value)]:
+            refused |= name in more and other == (value[:1] if many else 1)
+            if path.stem == "explorer" and other in (30, 0, 29, 10**6) and name != "STEPS":
+                continue  # it has no model at that point: LayerSpan refuses later
+            names = {**committed, name: other, "parameters": parameters, "lm": lm}
+            try:
+                exec(code, names)
+            except notebooks.UserError as error:
+                assert refused, f"{name} = {other!r}: {error}"
+                assert name in str(error) or repr(other) in str(error)
+                assert "\n" not in str(error)
+            else:
+                assert not refused, f"{name} = {other!r} is not refused"
+
+
+def test_layers_of_another_depth_are_taken_at_the_same_depth_and_that_is_said(capsys):
+    """Kind 14: the blocks of 02b on a model of 18."""
+    lm = SimpleNamespace(n_layers=18)
+    blocks = [3, 7, 11, 15, 19, 23]
+    assert parameters.at_depth(blocks, lm, below=17) == [1, 4, 6, 9, 11, 13]
+    assert "[1, 4, 6, 9, 11, 13]" in capsys.readouterr().out
+    assert parameters.at_depth([16, 1], lm, below=17) == [16, 1]
+    assert parameters.at_depth([11, 15], lm, below=9) == [6]
+    assert parameters.at_depth(blocks, SimpleNamespace(n_layers=30), below=29) is blocks
+    with pytest.raises(notebooks.UserError, match="none lies below 3"):
+        parameters.at_depth([15], lm, below=3)
 
 
 # -- the committed notebooks -------------------------------------------------------------------

@@ -21,14 +21,16 @@ def wilson(hits, n, z=1.96) -> tuple[float, float]:
 def bootstrap(
     values, statistic=np.mean, level=0.95, n_resamples=2000, seed=0
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic over independent units (prompts × seeds), two or more: one
-    value, or one row of values, per unit.
+    """Percentile interval of a statistic over independent units (prompts × seeds): one value, or
+    one row of values, per unit. A single unit has no interval: (nan, nan).
 
     Vectors of one orthogonal set are not independent: average over them first.
     """
     values = np.asarray(values, dtype=float)
-    if values.ndim == 0 or len(values) < 2:
-        raise ValueError("bootstrap needs at least two units.")
+    if values.ndim == 0 or len(values) == 0:
+        raise ValueError("bootstrap needs at least one unit.")
+    if len(values) == 1:
+        return math.nan, math.nan
     draws = np.random.default_rng(seed).integers(0, len(values), (n_resamples, len(values)))
     found = [statistic(values[d]) for d in draws]
     low, high = np.percentile(found, [50 - 50 * level, 50 + 50 * level])

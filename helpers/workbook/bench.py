@@ -83,7 +83,9 @@ def peak_bytes(run) -> int:
 def machine() -> dict:
     """What a measurement was made with: processor and card, threads, versions."""
     cpuinfo = Path("/proc/cpuinfo")
-    name = cpuinfo.exists() and re.search(r"model name\s*: (.+)", cpuinfo.read_text())
+    name = cpuinfo.exists() and re.search(
+        r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8")
+    )
     return {
         "processor": name.group(1) if name else platform.processor() or platform.machine(),
         "card": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

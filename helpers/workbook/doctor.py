@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from .. import ROOT
 
 CACHE = Path(os.environ.get("WORKBOOK_CACHE") or ROOT / "data" / "cache")  # as in helpers.models
-INSTALL = f"{sys.executable} -m pip install -r requirements.txt"
+INSTALL = f"in {ROOT}: {sys.executable} -m pip install -r requirements.txt"
 
 
 def pins() -> dict[str, str]:
@@ -39,6 +40,26 @@ def _packages():
     if len(wrong) > 4:
         wrong[4:] = [f"and {len(wrong) - 4} others"]
     return not wrong, ", ".join(wrong) or f"all {len(pins())} packages as pinned"
+
+
+def other_clone(folder: Path) -> Path | None:
+    """The clone that `folder` lies in, where it is another one than that of these helpers."""
+    for clone in (folder, *folder.parents):
+        if (clone / "helpers" / "__main__.py").is_file() and (clone / "notebooks").is_dir():
+            return None if clone.samefile(ROOT) else clone
+    return None
+
+
+def _clone():
+    command = [sys.executable, "-c", "import helpers; print(helpers.ROOT)"]
+    asked = {"cwd": ROOT / "notebooks", "capture_output": True, "text": True, "encoding": "utf-8"}
+    done = subprocess.run(command, **asked, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    found = done.stdout.strip() or "none"
+    if other := other_clone(Path.cwd()):
+        return False, f"this folder lies in {other}, but these are the helpers of {ROOT}"
+    right = found != "none" and Path(found).samefile(ROOT)
+    where = f"of this clone, {ROOT}" if right else f"{found}, not those of {ROOT}"
+    return right, f"helpers that a notebook imports: {where}"
 
 
 def _torch():
@@ -91,6 +112,7 @@ def _writable():
 CHECKS = {  # and what to do where one is not content
     _python: "install Python 3.11 or newer",
     _packages: INSTALL,
+    _clone: f"{INSTALL} (each clone needs an environment of its own)",
     _torch: INSTALL,
     _memory: "a kernel needs up to 3 GB: use a larger machine",
     _disk: "free 2 GB: model and tokenizer take 0.3, a CPU torch 1, a CUDA one 6",

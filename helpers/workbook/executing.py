@@ -67,7 +67,10 @@ def execute(path, output, parameters, cwd, cell_seconds) -> str | None:
 def _stop_when_input_closes() -> None:
     while os.read(0, 64):
         pass
-    os.kill(os.getpid(), signal.SIGINT)
+    if os.name == "nt":
+        signal.raise_signal(signal.SIGINT)  # where os.kill would end this process at once
+    else:
+        os.kill(os.getpid(), signal.SIGINT)  # wakes the main thread, whatever it waits for
 
 
 if __name__ == "__main__":

@@ -36,7 +36,17 @@ def resolve(names=None) -> list[Path]:
             known = ", ".join(path.stem for path in everything)
             raise UserError(f"There is no notebook {name!r}; there are {known}.")
         paths += matches
-    return list(dict.fromkeys(paths))
+    paths = list(dict.fromkeys(paths))
+    stems = [path.stem for path in paths]
+    for path in paths:
+        if stems.count(path.stem) > 1:
+            raise UserError(f"Two notebooks are called {path.stem}: run one, then the other.")
+    return paths
+
+
+def committed(path) -> bool:
+    """Whether it is a notebook of notebooks/, which counts for the ledger and the README."""
+    return path.parent == ROOT / "notebooks"
 
 
 def read(path):

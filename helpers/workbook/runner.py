@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 from filelock import FileLock, Timeout
 
 from .. import ROOT, UserError, ledger
-from .notebooks import hash_of, put_outputs, read, resolve, source_hash, tagged
+from .notebooks import committed, hash_of, put_outputs, read, resolve, source_hash, tagged
 from .parameters import for_notebooks, read_recipe
 
 PACKAGE = Path(__file__).resolve().parents[2]  # where a notebook's process finds the helpers
@@ -56,7 +57,7 @@ class Job:
     def done(self) -> bool:
         """True where it succeeded before and nothing has changed since."""
         there = self.output.exists() and self.stamp.exists()
-        return there and self.stamp.read_text() == self.key
+        return there and self.stamp.read_text(encoding="utf-8") == self.key
 
     def environment(self, one_thread) -> dict:
         """What its kernel inherits; this Python's own kernel is found first."""
@@ -69,12 +70,14 @@ class Job:
             "WORKBOOK_NOTEBOOK": self.name,
             "WORKBOOK_DEFAULT_RUN": "1" if self.default else "",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "PYTHONIOENCODING": "utf-8",  # what went wrong is read as that
         }
 
     def start(self, one_thread) -> None:
         if not sys.stdout.isatty():
             print(f"running {self.name}: {self.n_cells} cells", flush=True)
-        self.stamp.unlink(missing_ok=True)
+        for stale in (self.stamp, self.partial, self.failed):  # of an earlier run
+            stale.unlink(missing_ok=True)
         if self.default:  # results that this run will not record again must not outlive it
             shutil.rmtree(self.folder / "claims" / self.name, ignore_errors=True)
         self.began, self.log = time.monotonic(), tempfile.TemporaryFile()
@@ -89,8 +92,9 @@ class Job:
         )
         job = {"path": self.path, "output": self.partial, "parameters": self.parameters}
         job |= {"cwd": ROOT, "cell_seconds": CELL_SECONDS}
-        self.process.stdin.write(json.dumps(job, default=str).encode() + b"\n")
-        self.process.stdin.flush()
+        with suppress(OSError):  # it ended at once: `finish` says so
+            self.process.stdin.write(json.dumps(job, default=str).encode() + b"\n")
+            self.process.stdin.flush()
 
     def finish(self) -> bool:
         """Move what came of it into place and say so in one line. True if it succeeded."""
@@ -108,9 +112,14 @@ class Job:
                 os.replace(self.partial, self.failed)
                 problem += f"\n  as far as it came: {self.failed}"
             print(f"FAILED {self.name} after {seconds}, {problem}", flush=True)
-        self.process.stdin.close()
+        self.close()
         self.log.close()
         return good
+
+    def close(self) -> None:
+        """Its input: a process that still runs then stops."""
+        with suppress(OSError):
+            self.process.stdin.close()
 
     def stop(self) -> None:
         """Wait for a process whose input was closed; leave nothing half written."""
@@ -144,7 +153,7 @@ def run_jobs(jobs, workers) -> list[str]:
                 failed += [] if job.finish() else [job.name]
     finally:
         for job in running:
-            job.process.stdin.close()
+            job.close()
         for job in running:
             job.stop()
     return failed
@@ -159,24 +168,27 @@ def run(notebooks=None, parameters=None, recipe=None, model=None, build=None, wo
     """Execute notebooks into `build` (default: build/) and return the names of those that failed.
 
     What succeeded before is skipped while source, helpers, data and parameters stay the same. With
-    parameters, a recipe or a model of one's own, outputs go to build/runs/<hash>/, the ledger stays
-    as it is. UserError, before anything runs: a mistake in these, another run in the same folder.
+    parameters, a recipe, a model or notebooks of one's own, outputs go to build/runs/<hash>/, the
+    ledger stays as it is. UserError, before anything runs: a mistake in these, another run in the
+    same folder.
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: one or more notebooks run at a time.")
     named, values = read_recipe(recipe) if recipe else (None, {})
     shares = for_notebooks(resolve(notebooks or named), parameters or {}, values, model)
-    default, build = not any(shares.values()), ledger.build_folder(build).resolve()
-    of_run = hash_of({path.stem: share for path, share in shares.items()})[:8]
+    own, build = all(map(committed, shares)), ledger.build_folder(build).resolve()
+    default = own and not any(shares.values())
+    of_run = hash_of({path.stem if own else str(path): share for path, share in shares.items()})[:8]
     folder = build if default else build / "runs" / of_run
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
             failed = _run_all(shares, folder, default, workers or usual_workers())
             if default:
-                print(ledger.terminal_table(ledger.write(build)))
+                print(ledger.terminal_table(ledger.write(build), build))
             else:
-                print(f"With parameters of your own: outputs in {folder}, the ledger as it was.")
+                what = "parameters" if own else "notebooks"
+                print(f"With {what} of your own: outputs in {folder}, the ledger as it was.")
             return failed
     except Timeout:
         raise UserError(f"Another run is at work in {folder}; wait for it, or stop it.") from None
@@ -195,6 +207,9 @@ def _run_all(shares, folder, default, workers):
 def refresh(notebooks=None, build=None, workers=None):
     """A default run, its outputs put into the sources; returns what failed, and stays as it was."""
     build, paths = ledger.build_folder(build).resolve(), resolve(notebooks)
+    for path in paths:
+        if not committed(path):
+            raise UserError(f"{path} is not a notebook of {ROOT / 'notebooks'}: only those count.")
     failed = run(paths, build=build, workers=workers)
     for path in paths:
         if path.stem not in failed:

@@ -8,6 +8,7 @@ backslashes of their own), everything else as Python prints it.
 """
 
 import json
+import random
 import re
 import signal
 import subprocess
@@ -130,6 +131,45 @@ def test_a_wrong_solution_would_be_noticed(tmp_path):
 # -- interrupted -------------------------------------------------------------------------------
 
 
+def command_of(tmp_path):
+    """`python -m helpers run` in a repository at `tmp_path`."""
+    code = (
+        "import sys; from pathlib import Path; from helpers import __main__, ledger\n"
+        "from helpers.workbook import notebooks, runner\n"
+        f"runner.ROOT = notebooks.ROOT = ledger.ROOT = Path({str(tmp_path)!r})\n"
+        "sys.exit(__main__.main(sys.argv[1:]))"
+    )
+    return [sys.executable, "-c", code, "run", "--workers"]
+
+
+def test_a_run_killed_at_random_moments_is_complete_in_the_end(tmp_path):
+    """Whatever is left behind, the next run takes it up, and no file is a part of one."""
+    folder, build = tmp_path / "notebooks", tmp_path / "build"
+    folder.mkdir()
+    work = "from helpers.models import load\nlm = load('tiny-random')\nprint(lm.n_layers)"
+    for name in ("00_a", "01_b", "02_c"):
+        cells = [new_code_cell(work), new_code_cell("import time\ntime.sleep(1)")]
+        nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
+    command = command_of(tmp_path)
+    asked = {"env": {**runner.os.environ, "WORKBOOK_BUILD": str(build)}, "text": True}
+    moments = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen([*command, "2"], **asked, stdout=subprocess.DEVNULL)
+        try:
+            process.wait(moments.uniform(0.5, 15))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for path in build.glob("[0-9]*.ipynb"):
+            nbformat.read(path, as_version=4)
+    time.sleep(2)  # the killed run's kernels end
+    done = subprocess.run([*command, "2"], **asked, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.stem for path in build.glob("*.ipynb")) == ["00_a", "01_b", "02_c"]
+    json.loads((build / "ledger.json").read_text(encoding="utf-8"))
+    assert not list(build.glob(".*.ipynb"))
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_takes_its_kernels_along_and_goes_on(tmp_path, sign):
     folder, build = tmp_path / "notebooks", tmp_path / "build"
@@ -138,13 +178,7 @@ def test_an_interrupted_run_takes_its_kernels_along_and_goes_on(tmp_path, sign):
     sources["02_c"] = sources["01_b"].replace("'b'", "'c'")
     for name, source in sources.items():
         nbformat.write(new_notebook(cells=[new_code_cell(source)]), folder / f"{name}.ipynb")
-    code = (
-        "import sys; from pathlib import Path; from helpers import __main__, ledger\n"
-        "from helpers.workbook import notebooks, runner\n"
-        f"runner.ROOT = notebooks.ROOT = ledger.ROOT = Path({str(tmp_path)!r})\n"
-        "sys.exit(__main__.main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, "run", "--workers"]
+    command = command_of(tmp_path)
     environment = {**runner.os.environ, "WORKBOOK_BUILD": str(build)}
     process = subprocess.Popen([*command, "2"], env=environment, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: (tmp_path / "b").exists() and (tmp_path / "c").exists(), process)
@@ -203,6 +237,29 @@ def test_notebooks_run_on_a_model_folder(folder, tmp_path, monkeypatch, capfd):
     assert not (tmp_path / "build" / "ledger.json").exists()
     printed = json.dumps(nbformat.read(made / "00_start_here.ipynb", as_version=4))
     assert "4 blocks, d_model 32" in printed
+
+
+@pytest.mark.parametrize(
+    "name, asked",
+    [
+        ("00", dict(N_VECTORS=1, STEPS=1, MAX_NEW_TOKENS=1)),
+        ("01", dict(N_PROMPTS=1, N_VECTORS=1, RADII=[40.0, 5.0])),
+        ("02", dict(N_PROMPTS=1, SEEDS=[1], N_VECTORS=1, ADAM_STEPS=1)),
+        ("02b", dict(N_PROMPTS=1, SEEDS=[1], N_DAMAGED=1, BLOCKS=[3, 7, 23])),
+        ("02b", dict(SOURCE_LAYER=0, TARGET_LAYER=1, BLOCKS=[3, 1])),
+        ("03", dict(N_SEEDS=1, RADII=[8.0, 1.0], N_DIRECTIONS=1)),
+        ("04", dict(N_PROMPTS=1, N_VECTORS=1, COEFFS=[1.0, -2.0], RADII=[4.0])),
+        ("05", dict(N_ASKED=1, SEEDS=[1], SWEEP_SEEDS=[1], N_TEST=1, N_VALIDATION=1)),
+        ("06", dict(SEEDS=[1], SOURCES=[1], N_VECTORS=1)),
+        ("explorer", dict(N_VECTORS=1, STEPS=1, RADIUS=0.5)),
+    ],
+)
+def test_every_legal_value_runs(name, asked, tmp_path):
+    """Kind 16: smallest values, a single unit, lists in descending order, on the tiny model."""
+    (path,) = notebooks.resolve([name])
+    (cell,) = notebooks.tagged(notebooks.read(path), "parameters")
+    values = {**cell.metadata["nbmake"]["mock"], **asked}
+    assert runner.run([path], values, build=tmp_path, workers=1) == []
 
 
 @pytest.mark.parametrize(
