@@ -62,6 +62,8 @@ def plain_add(lm, layer, site, addend):
         return args, {**kwargs, "hidden_states": kwargs["hidden_states"] + addend}
 
     def post(module, args, output):
+        if isinstance(output, tuple):
+            return (output[0] + addend, *output[1:])
         return output + addend
 
     block = lm.blocks[layer]
@@ -82,8 +84,9 @@ def run_plain(lm, ids):
     """Logits [n_tokens, vocabulary] and every block's output [n_layers, n_tokens, d_model] for one
     unpadded prompt."""
     outputs, handles = [], []
+    whole = lambda out: out[0] if isinstance(out, tuple) else out  # noqa: E731
     for block in lm.blocks:
-        keep = lambda module, args, out: outputs.append(out[0].clone())  # noqa: E731
+        keep = lambda module, args, out: outputs.append(whole(out)[0].clone())  # noqa: E731
         handles.append(block.register_forward_hook(keep))
     try:
         with torch.no_grad():

@@ -497,7 +497,7 @@ def test_kind_20_equal_sets_are_equal_and_hash_alike(tiny):
     assert one == same and hash(one) == hash(same) and len({one, same}) == 1
     for other in (one[0], 2 * one, vectors_for(tiny, 2, layer=2), vectors_for(tiny, 2, seed=1)):
         assert one != other
-    assert one != "vectors" and (-one) * -1 == one
+    assert one != "vectors" and -1 * (-one) == one
 
 
 def test_kind_27_a_file_follows_the_umask_and_is_written_whole(tmp_path):
