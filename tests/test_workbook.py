@@ -555,7 +555,7 @@ def variants(name, value):
         yield from ((0, name == "TARGET_LAYER"), (1.5, True))
     elif isinstance(value, int):
         yield from ((1, False), (-1, True), (10**6, name in ("N_VECTORS", "CONTROL_LAYER")))
-        yield from ((0, not name.endswith("SEED")), (True, True))
+        yield from ((0, not name.endswith(("SEED", "LAYER"))), (True, True))
     elif isinstance(value, float):
         yield from ((1e-6, False), (1e6, False), (0.0, True), (float("nan"), True))
     elif name in ("SPLIT", "SWEEP", "PLACE"):
