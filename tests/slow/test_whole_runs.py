@@ -249,7 +249,7 @@ def test_notebooks_run_on_a_model_folder(folder, tmp_path, monkeypatch, capfd):
         ("02b", dict(SOURCE_LAYER=0, TARGET_LAYER=1, BLOCKS=[3, 1])),
         ("03", dict(N_SEEDS=1, RADII=[8.0, 1.0], N_DIRECTIONS=1)),
         ("04", dict(N_PROMPTS=1, N_VECTORS=1, COEFFS=[1.0, -2.0], RADII=[4.0])),
-        ("05", dict(N_ASKED=1, SEEDS=[1], SWEEP_SEEDS=[1], N_TEST=1, N_VALIDATION=1)),
+        ("05", dict(N_ASKED=1, SEEDS=[1], N_TEST=1, N_VALIDATION=1)),
         ("06", dict(SEEDS=[1], SOURCES=[1], N_VECTORS=1)),
         ("explorer", dict(N_VECTORS=1, STEPS=1, RADIUS=0.5)),
     ],
