@@ -42,6 +42,8 @@ def shelf(tmp_path, monkeypatch):
     """A data folder of the test's own for organisms; the recipe "tiny" exists."""
     monkeypatch.setattr("helpers.models.loading.DATA", tmp_path)
     monkeypatch.setattr(organisms, "FOLDER", tmp_path / "organisms")
+    monkeypatch.setattr(organisms, "DEFAULT", "tiny-random")  # the model it is trained for
+    monkeypatch.setenv("WORKBOOK_BUILD", str(tmp_path / "build"))
     monkeypatch.setitem(RECIPES, "tiny", TINY)
     return tmp_path / "organisms"
 
@@ -192,7 +194,7 @@ def test_another_base_and_a_missing_adapter_are_refused(shelf):
     path = shelf / "tiny" / "card.json"
     card = json.loads(path.read_text())
     path.write_text(json.dumps({**card, "base_hash": "0123456789abcdef"}))
-    other = r"^There is no organism 'tiny' for tiny-random.*0123456789ab.*organisms\.train\('tiny'"
+    other = r"^There is no organism 'tiny' for tiny-random.*0123456789ab.*train-organism tiny --model tiny-random trains one"
     with pytest.raises(ModelError, match=other):
         load("tiny-random", organism="tiny")
     path.write_text(json.dumps(card))

@@ -377,7 +377,7 @@ def test_a_store_that_cannot_be_is_said_before_anything_is_computed(tmp_path, mo
     def read_only(dir):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(sweeps.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(store.tempfile, "TemporaryFile", read_only)
     with pytest.raises(UserError, match=os.strerror(errno.EROFS)):
         quiet(grid, square, store=tmp_path / "store")
     assert calls(tmp_path) == [] and (tmp_path / "file").read_text() == "mine"
