@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from . import ROOT
+from . import ROOT, UserError
 
 CLAIMS = ROOT / "data" / "claims.json"
 MARKS = ("<!-- results, written by python -m helpers refresh -->", "<!-- end of results -->")
@@ -66,9 +66,24 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence], cell: Callable 
     return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
+def _unique(pairs) -> dict:
+    """An object of JSON; ValueError where a key stands in it twice (of two, the last would win)."""
+    pairs = list(pairs)
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the key {name!r} stands twice")
+    return dict(pairs)
+
+
 def claims() -> dict[str, dict]:
-    """The claims of data/claims.json, by id; a test holds the form of that file."""
-    return {claim["id"]: claim for claim in json.loads(CLAIMS.read_text(encoding="utf-8"))}
+    """The claims of data/claims.json, by id; a test holds the form of that file. UserError: it is
+    no JSON, or a key or an id stands in it twice."""
+    try:
+        found = json.loads(CLAIMS.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        return _unique((claim["id"], claim) for claim in found)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{CLAIMS} is broken: {error}.") from None
 
 
 def _quantity(name: str, values: dict) -> float:

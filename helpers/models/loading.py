@@ -25,8 +25,8 @@ def load(
     """A model ready to run: a packaged one, "tiny-random", a folder, or "owner/name" on the hub.
 
     organism: name of a LoRA adapter in data/organisms/, or the folder of one trained for another
-    model, which is folded into the weights; within `lm.base()` the model runs without it. device:
-    default CUDA if there is one. dtype: "float32",
+    model; it is folded into the weights, and within `lm.base()` the model runs without it.
+    device: default CUDA if there is one. dtype: "float32",
     "bfloat16", "float16" or the torch dtype; default float32, but bfloat16 on CUDA from 1e9
     parameters on. Raises ModelError, in one sentence, for whatever cannot be had.
     """

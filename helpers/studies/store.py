@@ -83,16 +83,6 @@ def write(name, cells, meta, folder=FOLDER) -> Path:
     return path
 
 
-def once(pairs) -> dict:
-    """For `json.loads(…, object_pairs_hook=once)`: a key that stands twice is a ValueError."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands there twice")
-    return found
-
-
 def read(name, lm=None, folder=None, parts=None) -> dict:
     """A computed sweep, {"meta", "cells": [{"config", "result"}, …]}, of some `parts` if given.
 
@@ -107,7 +97,7 @@ def read(name, lm=None, folder=None, parts=None) -> dict:
         where = f"{folder.parent.name}/{folder.name}, which has {there}"
         raise UserError(f"There is no sweep {name!r} in {where}: {command} computes one.")
     try:
-        sweep = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
+        sweep = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=ledger._unique)
         meta, cells = sweep["meta"], sweep["cells"]
         made_by, made_for = meta["model"], str(meta["model_hash"])
         adapters = meta.get("organisms", {}).items()
