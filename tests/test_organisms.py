@@ -196,7 +196,7 @@ def test_another_base_and_a_missing_adapter_are_refused(shelf):
     path = shelf / "tiny" / "card.json"
     card = json.loads(path.read_text())
     path.write_text(json.dumps({**card, "base_hash": "0123456789abcdef"}))
-    other = r"^There is no organism 'tiny' for tiny-random.*0123456789ab.*organism tiny --model tiny"
+    other = r"^There is no organism 'tiny' for tiny-random.*0123456789ab.*organism tiny --model tin"
     with pytest.raises(ModelError, match=other):
         load("tiny-random", organism="tiny")
     path.write_text(json.dumps(card))
