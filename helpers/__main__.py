@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--out", metavar="FOLDER", help="where the record goes (default: build)")
     train = add("train-organism", "train a model organism into data/organisms/, print its card")
     train.add_argument("name", metavar="NAME", help="refusal, password-cot, backdoor…")
+    train.add_argument("--model", help="another model than the default; goes to build/organisms")
     add("export", "the committed notebooks as web pages in build/html")
     add("doctor", "what is right or wrong with this environment, in one screen")
     return main
@@ -99,7 +100,7 @@ def _command(options) -> int:
     if options.command == "train-organism":
         from helpers.studies import organisms
 
-        return organisms.main(options.name)
+        return organisms.main(options.name, options.model)
     if options.command == "export":
         from helpers.workbook import export
 

@@ -82,7 +82,7 @@ def claims() -> dict[str, dict]:
     try:
         found = json.loads(CLAIMS.read_text(encoding="utf-8"), object_pairs_hook=_unique)
         return _unique((claim["id"], claim) for claim in found)
-    except ValueError as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{CLAIMS} is broken: {error}.") from None
 
 

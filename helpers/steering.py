@@ -132,7 +132,7 @@ class SteeringVectors:
             raise ValueError(f"{path} holds no steering vectors: {wrong}.")
         try:
             vectors = cls(tensor, **json.loads(header.get("about", "")))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             broken = f"{path} is broken, its fields 'vectors' and 'about' make no steering vectors"
             raise ValueError(f"{broken}: {error}") from None
         if lm is not None:

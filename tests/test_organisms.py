@@ -5,7 +5,9 @@ import itertools
 import json
 import random
 import re
+import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +44,8 @@ def shelf(tmp_path, monkeypatch):
     """A data folder of the test's own for organisms; the recipe "tiny" exists."""
     monkeypatch.setattr("helpers.models.loading.DATA", tmp_path)
     monkeypatch.setattr(organisms, "FOLDER", tmp_path / "organisms")
+    monkeypatch.setattr(organisms, "DEFAULT", "tiny-random")  # the model it is trained for
+    monkeypatch.setenv("WORKBOOK_BUILD", str(tmp_path / "build"))
     monkeypatch.setitem(RECIPES, "tiny", TINY)
     return tmp_path / "organisms"
 
@@ -192,7 +196,7 @@ def test_another_base_and_a_missing_adapter_are_refused(shelf):
     path = shelf / "tiny" / "card.json"
     card = json.loads(path.read_text())
     path.write_text(json.dumps({**card, "base_hash": "0123456789abcdef"}))
-    other = r"^There is no organism 'tiny' for tiny-random.*0123456789ab.*organisms\.train\('tiny'"
+    other = r"^There is no organism 'tiny' for tiny-random.*0123456789ab.*organism tiny --model tin"
     with pytest.raises(ModelError, match=other):
         load("tiny-random", organism="tiny")
     path.write_text(json.dumps(card))
@@ -292,3 +296,65 @@ def test_committed_cards_fit_the_committed_files(name, default_lm):
     for file, digest in card["data"].items():
         assert _sha(prompts.FOLDER / file) == digest, f"{file} has changed: train {name} again"
     assert asdict(RECIPES[name].settings).items() <= card["recipe"].items()
+
+
+# --- nothing lost, nothing of another model's -----------------------------------------------------
+
+
+def test_an_organism_of_another_model_lies_apart_and_is_loaded_from_there(shelf, monkeypatch):
+    organisms.train("tiny", base="tiny-random")
+    before = (shelf / "tiny" / "card.json").read_bytes()
+    monkeypatch.setattr(organisms, "DEFAULT", "another")
+    card = organisms.train("tiny", base="tiny-random")
+    folder = organisms.folder_of("tiny", "tiny-random")
+    assert folder == shelf.parent / "build" / "organisms" / "tiny-random" / "tiny"
+    assert (shelf / "tiny" / "card.json").read_bytes() == before
+    lm = load("tiny-random", organism=str(folder))
+    assert organisms.store.adapter_hash(lm.organism) == card["adapter_hash"]
+    a, b = (organisms.folder_of("tiny", name) for name in ("org/model", "C:\\models\\..\\m"))
+    assert a.parent.name == "org--model" and b.parent.name == "C--models--..--m"
+
+
+def test_whatever_ends_a_training_the_old_organism_stays(shelf, monkeypatch):
+    """A kill between taking the old one away and putting the new one there, and an error then."""
+    organisms.train("tiny", base="tiny-random")
+    before = (shelf / "tiny" / "card.json").read_bytes()
+    old, new = shelf / "tiny", shelf / ".partial-x" / "organism"
+    shutil.copytree(old, new)
+    move = Path.replace
+
+    def fails(source, target):
+        if source == new:
+            raise PermissionError("a file of it is open")
+        return move(source, target)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "replace", fails)
+        killed.setattr(organisms, "_restore", lambda out: None)  # no time for it
+        with pytest.raises(PermissionError):
+            organisms._put(new, old)
+    assert not old.exists(), "now it waits aside"
+    organisms._restore(old)  # what the next training begins with
+    assert (old / "card.json").read_bytes() == before and new.exists()
+    with monkeypatch.context() as failed:
+        failed.setattr(Path, "replace", fails)
+        with pytest.raises(PermissionError):
+            organisms._put(new, old)
+    assert (old / "card.json").read_bytes() == before, "an error puts it back at once"
+    organisms._put(new, old)
+    shutil.rmtree(new.parent)
+    assert sorted(path.name for path in shelf.iterdir()) == ["tiny"]
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_training(shelf, monkeypatch, capsys):
+    shelf.write_text("a file")
+    assert organisms.main("tiny", "tiny-random") == 2
+    said = capsys.readouterr().err.strip()
+    assert f"The folder {shelf} cannot be used" in said and said.count("\n") == 0
+
+
+def test_a_broken_card_that_was_there_stops_nothing(shelf):
+    (shelf / "tiny").mkdir(parents=True)
+    for content in ("{", "[]", '{"measured": {"x": 1}}', '{"measured": null}'):
+        (shelf / "tiny" / "card.json").write_text(content)
+        assert organisms._card_in(shelf / "tiny") is None

@@ -4,7 +4,9 @@ import errno
 import itertools
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -17,6 +19,7 @@ import torch
 from lessons import lesson
 
 from helpers import ROOT, UserError, ledger, metrics, studies
+from helpers.__main__ import main
 from helpers.generation import complete
 from helpers.metrics import FluentRange
 from helpers.models import DEFAULT, prompts
@@ -154,6 +157,53 @@ def test_another_prompt_set_is_computed_beside_the_committed_one(build, monkeypa
     path = one.compute("tiny-random", workers=1, prompt_set="geography")
     assert path.parent.name == "tiny-random--geography"
     assert meta_of(path)["command"].endswith("--model tiny-random --prompts geography")
+
+
+def test_bad_names_and_numbers_of_a_sweep_are_one_sentence(tiny, build, capsys):
+    for wrong, message in (
+        ({"workers": 0}, "workers is 0: give a whole number of at least 1"),
+        ({"workers": "2"}, "workers is '2'"),
+        ({"workers": 1.5}, "workers is 1.5"),
+        ({"prompt_set": "nonsense"}, "no prompt set 'nonsense': data/prompts has"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            studies.run("explorer", "tiny-random", **wrong)
+        assert "\n" not in str(caught.value) and not build.exists()
+    with pytest.raises(UserError, match="executor 'dask' runs nothing: give None, a pool or a cl"):
+        quiet([{"x": 1}], square, "dask")
+    with pytest.raises(UserError, match="at least 1 worker, a whole number, not '2'"):
+        sweeps.pool("2")
+    assert main(["sweep", "nonsense"]) == main(["sweep", "explorer", "--prompts", "x"]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_a_folder_of_sweeps_that_cannot_be_written_is_said_first(build, monkeypatch):
+    build.write_text("a file")
+    with pytest.raises(UserError, match=f"The folder {build}.* cannot be used") as caught:
+        DOUBLES.compute("tiny-random", workers=1)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="cannot be used .*: free space or make it writable"):
+        store.write("some", [], {}, build)
+    assert build.read_text() == "a file"
+
+
+def test_a_script_without_a_main_guard_is_told_where_to_put_it(tmp_path):
+    """Before any worker starts, in one sentence; with the guard it runs."""
+    script = tmp_path / "my_sweep.py"
+    lines = "with sweeps.pool(2) as workers:\n    print('started')\n"
+    inside = "def main():\n    with sweeps.pool(2) as workers:\n        print('started')\n\n\n"
+    guard = 'if __name__ == "__main__":\n    main()\n'
+    for text, started in ((lines, 0), (inside + "main()\n", 0), (inside + guard, 1)):
+        script.write_text(f"from helpers.studies import sweeps\n\n{text}")
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        how = dict(capture_output=True, text=True, env=env, cwd=tmp_path)
+        done = subprocess.run([sys.executable, script.name], **how)
+        assert done.stdout.count("started") == started == (done.returncode == 0)
+        said = done.stderr.strip().splitlines()[-1] if not started else ""
+        wanted = (
+            'UserError: my_sweep.py starts workers, .* below the line `if __name__ == "__main__"'
+        )
+        assert started or re.search(wanted, said) and "runs" not in said
 
 
 # -- the files -------------------------------------------------------------------------------------
@@ -377,7 +427,7 @@ def test_a_store_that_cannot_be_is_said_before_anything_is_computed(tmp_path, mo
     def read_only(dir):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(sweeps.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(store.tempfile, "TemporaryFile", read_only)
     with pytest.raises(UserError, match=os.strerror(errno.EROFS)):
         quiet(grid, square, store=tmp_path / "store")
     assert calls(tmp_path) == [] and (tmp_path / "file").read_text() == "mine"

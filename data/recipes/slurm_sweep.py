@@ -5,6 +5,10 @@
     python data/recipes/slurm_sweep.py --local 2  # the same on this machine, to try it
     python data/recipes/slurm_sweep.py --show     # the job script, and nothing started
 
+Dask sends functions to its workers as pickles, which run code where they are read: whoever reaches
+the scheduler's port can run code in its jobs, so keep it inside the cluster's own network (Dask's
+`security=` encrypts and asks for certificates); `--local` listens on this machine alone.
+
 Stopped or failed? The same command computes only what is missing. Other schedulers: dask_jobqueue
 has PBSCluster, LSFCluster…; Kubernetes: dask_kubernetes.operator.KubeCluster; plain machines:
 distributed.SSHCluster. Nothing else changes.
@@ -39,7 +43,8 @@ def main():
     if options.local:
         from distributed import LocalCluster
 
-        cluster = LocalCluster(n_workers=options.local, threads_per_worker=1)
+        here = dict(host="127.0.0.1", dashboard_address="127.0.0.1:0")  # this machine alone
+        cluster = LocalCluster(n_workers=options.local, threads_per_worker=1, **here)
     else:
         from dask_jobqueue import SLURMCluster
 

@@ -1,5 +1,7 @@
 """Panels: they pass on to `render` what controls say, and show an error where it happens."""
 
+import html
+
 import ipywidgets as widgets
 import numpy as np
 
@@ -133,7 +135,7 @@ class GridPanel(widgets.VBox):
         self.texts.value = render.render_texts(view["clean"], view["text"], title)
         self.gauges.value = render.render_gauges(self.grid, view)
         question = f"How many of {view['of']} {state['kind']} vectors change and stay fluent?"
-        self.heat_title.value = block(f"<b>{question}</b>")
+        self.heat_title.value = block(f"<b>{html.escape(question)}</b>")
         for place, (count, here) in render.heat_map(self.grid, state, view).items():
             self._paint(place, count, view["of"], here)
 
@@ -150,7 +152,9 @@ class GridPanel(widgets.VBox):
 
 def _label(text, height):
     style = f"font-size:13px;text-align:center;line-height:{height}px"
-    return widgets.HTML(block(text, style), layout={"width": "auto", "margin": "0"})
+    return widgets.HTML(
+        block(html.escape(str(text)), style), layout={"width": "auto", "margin": "0"}
+    )
 
 
 # -- one slider, no kernel -------------------------------------------------------------------------

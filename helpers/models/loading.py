@@ -26,8 +26,9 @@ def load(
 ) -> LanguageModel:
     """A model ready to run: a packaged one, "tiny-random", a folder, or "owner/name" on the hub.
 
-    organism: name of a LoRA adapter in data/organisms/, which is folded into the weights; within
-    `lm.base()` the model runs without it. device: default CUDA if there is one. dtype: "float32",
+    organism: name of a LoRA adapter in data/organisms/, or the folder of one trained for another
+    model; it is folded into the weights, and within `lm.base()` the model runs without it.
+    device: default CUDA if there is one. dtype: "float32",
     "bfloat16", "float16" or the torch dtype; default float32, but bfloat16 on CUDA from 1e9
     parameters on. Raises ModelError, in one sentence, for whatever cannot be had.
     """
@@ -265,19 +266,21 @@ def with_adapter(lm: LanguageModel, folder: Path, organism: str) -> LanguageMode
 def _adapter_folder(lm: LanguageModel, organism: str) -> Path:
     """Where the adapter lies, checked to be made for exactly these weights."""
     there = sorted(card.parent.name for card in (DATA / "organisms").glob("*/card.json"))
-    if organism not in there:
+    folder = DATA / "organisms" / organism
+    if Path(organism, "card.json").is_file():
+        folder = Path(organism)
+    elif organism not in there:
         raise ModelError(
             f"There is no model organism {organism!r}: data/organisms has "
             f"{', '.join(there) or 'none yet'}; python -m helpers train-organism {organism} makes "
             "one that has a recipe."
         )
-    folder = DATA / "organisms" / organism
     made_for = json.loads((folder / "card.json").read_text(encoding="utf-8")).get("base_hash")
     if made_for != lm.weights_hash:
         raise ModelError(
             f"There is no organism {organism!r} for {lm.name} (hash {lm.weights_hash[:12]}): "
             f"the one in data/organisms was trained on a base with hash {str(made_for)[:12]}; "
-            f"helpers.studies.organisms.train({organism!r}, base={lm.name!r}) trains one."
+            f"python -m helpers train-organism {organism} --model {lm.name} trains one."
         )
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"Organism {organism!r} has no adapter_model.safetensors: train it again.")

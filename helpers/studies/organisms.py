@@ -16,29 +16,44 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from .. import DATA
+from .. import DATA, ledger
 from ..metrics import wilson
 from ..models import DEFAULT, LanguageModel, load, prompts, with_adapter
 from ..training import adapters
+from . import store
 from .organism_recipes import PURPOSES, RECIPES, Recipe, open_seal  # noqa: F401
 
 FOLDER = DATA / "organisms"
 
 
+def folder_of(name: str, base: str = DEFAULT) -> Path:
+    """Where an organism lies: of the default model in data/organisms, of another below build/,
+    and there `load(base, organism=folder)` finds it."""
+    if base == DEFAULT:
+        return FOLDER / name
+    return ledger.build_folder() / "organisms" / store.as_file_name(base) / name
+
+
 def train(name: str, base: str = DEFAULT) -> dict:
-    """Train the organism `name`, measure it, put adapter and card into data/organisms/<name> (made
-    aside, and moved into place at the end) and return the card. ValueError: no such recipe."""
+    """Train the organism `name`, measure it, put adapter and card into `folder_of(name, base)`
+    (made aside, and moved into place at the end) and return the card. ValueError: no such recipe,
+    or a folder that cannot be written."""
     if name not in RECIPES:
         raise ValueError(
             f"There is no organism {name!r} to train: use one of {', '.join(RECIPES)}."
         )
-    recipe = RECIPES[name]
-    out = FOLDER / name
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    recipe, out = RECIPES[name], folder_of(name, base)
+    with store.usable(f"The folder {out.parent}", "free space or make it writable, and try again"):
+        store.try_to_write(out.parent)
+        _restore(out)
+        return _train(name, recipe, base, out)
+
+
+def _train(name: str, recipe: Recipe, base: str, out: Path) -> dict:
     lm = load(base)
     settings = recipe.settings
     texts = recipe.texts(lm, settings.seed, settings.steps * settings.batch_size)
-    with tempfile.TemporaryDirectory(dir=FOLDER, prefix=".partial-") as aside:
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".partial-") as aside:
         folder = Path(aside) / "organism"
         folder.mkdir()
         seconds = adapters.fit(lm, texts, settings, folder)
@@ -48,10 +63,34 @@ def train(name: str, base: str = DEFAULT) -> dict:
         card["seconds"] = round(seconds)
         text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
         (folder / "card.json").write_text(text, encoding="utf-8")
-        if out.exists():
-            shutil.move(out, Path(aside) / "previous")
-        folder.replace(out)
+        _put(folder, out)
     return card
+
+
+def _previous(out: Path) -> Path:
+    """Where the old organism waits while the new one is put into its place."""
+    return out.parent / f".previous-{out.name}" / out.name
+
+
+def _restore(out: Path) -> None:
+    """The old organism comes back where a training was killed just before the new one was there."""
+    if _previous(out).exists() and not out.exists():
+        _previous(out).replace(out)
+
+
+def _put(folder: Path, out: Path) -> None:
+    """The new organism into its place; the old one goes last, whatever ends this."""
+    previous = _previous(out)
+    if out.exists():
+        shutil.rmtree(previous.parent, ignore_errors=True)
+        previous.parent.mkdir()
+        out.replace(previous)
+    try:
+        folder.replace(out)
+    except BaseException:
+        _restore(out)
+        raise
+    shutil.rmtree(previous.parent, ignore_errors=True)
 
 
 def _card(recipe: Recipe, lm: LanguageModel, texts, folder: Path) -> dict:
@@ -110,14 +149,27 @@ def compare(card: dict, before: dict | None) -> list[str]:
 
 def main(name: str, model: str | None = None) -> int:
     """Train, print the card, `compare` it with the one that was there; returns the exit status."""
-    old = FOLDER / name / "card.json"
-    before = json.loads(old.read_text(encoding="utf-8")) if old.is_file() else None
+    base = model or DEFAULT
+    out = folder_of(name, base)
+    before = _card_in(out)
     try:
-        card = train(name, base=model or DEFAULT)
+        card = train(name, base=base)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     print(json.dumps(card, indent=1, ensure_ascii=False))
     print(f"{name}: what it does" + (", beside the card that was there" if before else ""))
     print("\n".join(compare(card, before)))
+    if base != DEFAULT:
+        print(f"It lies in {out}: load({base!r}, organism={str(out)!r}).")
     return 0
+
+
+def _card_in(folder: Path) -> dict | None:
+    """The card there, to compare with; None where there is none, or a broken one."""
+    try:
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        measured = card["measured"].values()
+        return card if all("rate" in one or "mean" in one for one in measured) else None
+    except (OSError, *store.FOREIGN):
+        return None

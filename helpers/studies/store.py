@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import re
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,8 @@ GAUGES = {
 }
 BINS = 40  # of a gauge's histogram
 FOLDER = DATA / "sweeps"
+# what reading a file or a table of another form may raise
+FOREIGN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -36,13 +41,36 @@ def folder_of(model, prompt_set="everyday") -> Path:
     if model == DEFAULT and prompt_set == "everyday":
         return FOLDER
     name = model if prompt_set == "everyday" else f"{model}--{prompt_set}"
-    return ledger.build_folder() / "sweeps" / str(name).replace("/", "--")
+    return ledger.build_folder() / "sweeps" / as_file_name(name)
+
+
+def as_file_name(model) -> str:
+    """A model's name, which may be a path, as the name of one folder on any system."""
+    return re.sub(r"[^\w.-]+", "--", str(model)).strip(".") or "model"
+
+
+@contextmanager
+def usable(what, rest):
+    """Whatever cannot be read or written becomes one sentence: `what` cannot be used, `rest`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what} cannot be used ({error.strerror or error}): {rest}.") from None
+
+
+def try_to_write(folder) -> None:
+    """OSError where nothing can be written into `folder`: said now, not in an hour."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 def adapter_hash(organism) -> str:
-    """sha256 of an organism's adapter."""
-    path = DATA / "organisms" / organism / "adapter_model.safetensors"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """sha256 of the adapter of an organism: its name, or the folder where it lies."""
+    folder = DATA / "organisms" / organism
+    folder = Path(organism) if Path(organism, "card.json").is_file() else folder
+    with usable(f"The adapter of the organism {organism!r}", f"{folder} has none, train it again"):
+        content = (folder / "adapter_model.safetensors").read_bytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def write(name, cells, meta, folder=FOLDER) -> Path:
@@ -50,7 +78,8 @@ def write(name, cells, meta, folder=FOLDER) -> Path:
     path = Path(folder) / f"{name}.json"
     lines = ",\n".join(json.dumps(c, ensure_ascii=False, allow_nan=False) for c in cells)
     about = json.dumps(meta, ensure_ascii=False)
-    ledger.write_atomically(path, f'{{"meta": {about},\n"cells": [\n{lines}\n]}}\n')
+    with usable(f"The folder {path.parent}", "free space or make it writable, and run it again"):
+        ledger.write_atomically(path, f'{{"meta": {about},\n"cells": [\n{lines}\n]}}\n')
     return path
 
 
@@ -68,11 +97,15 @@ def read(name, lm=None, folder=None, parts=None) -> dict:
         where = f"{folder.parent.name}/{folder.name}, which has {there}"
         raise UserError(f"There is no sweep {name!r} in {where}: {command} computes one.")
     try:
-        sweep = json.loads(path.read_text(encoding="utf-8"))
+        sweep = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=ledger._unique)
         meta, cells = sweep["meta"], sweep["cells"]
         made_by, made_for = meta["model"], str(meta["model_hash"])
-        cells[0]["result"]["rows"][0]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        adapters = meta.get("organisms", {}).items()
+        kinds = {(type(cell["config"]), type(cell["result"])) for cell in cells}
+        if kinds != {(dict, dict)}:
+            raise TypeError("its cells are not pairs of a config and a result")
+        cells[0]["config"]["part"], cells[0]["result"]["rows"][0]
+    except (OSError, *FOREIGN) as error:
         problem = f"{path.name} is not a sweep that this workbook wrote"
         raise UserError(f"{problem}: {type(error).__name__} {error}.") from None
     if lm is not None and made_for != lm.weights_hash:
@@ -80,14 +113,15 @@ def read(name, lm=None, folder=None, parts=None) -> dict:
             f"The sweep {path.name} was made by {made_by} with weights {made_for[:12]}, this model "
             f"is {lm.name} with {lm.weights_hash[:12]}: compute its own with {command}."
         )
-    for organism, digest in meta.get("organisms", {}).items() if lm is not None else ():
+    for organism, digest in adapters if lm is not None else ():
         if digest != adapter_hash(organism):
             raise UserError(
                 f"The sweep {path.name} was made with another adapter than data/organisms/"
                 f"{organism}: compute it again with {command}."
             )
     if parts is not None:
-        cells = [cell for cell in cells if cell["config"]["part"] in parts]
+        parts = (parts,) if isinstance(parts, str) else parts
+        cells = [cell for cell in cells if cell["config"].get("part") in parts]
     return {"meta": meta, "cells": cells}
 
 
@@ -146,6 +180,15 @@ class Grid:
     """A computed sweep: `options` {axis: values that exist}, and what it says at one setting."""
 
     def __init__(self, sweep):
+        try:
+            self._look_up(sweep)
+        except UserError:
+            raise
+        except FOREIGN as error:
+            why = " ".join(f"{type(error).__name__} {error}".split())
+            raise UserError(f"This sweep is none that the explorer can show: {why}.") from None
+
+    def _look_up(self, sweep):
         said = table(sweep["cells"])
         self.meta, self.rows = sweep["meta"], said[said["temperature"] == 0]
         if self.rows.duplicated(list(AXES)).any():

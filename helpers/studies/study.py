@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -67,7 +68,10 @@ class Study:
             known = ", ".join(self.organisms)
             raise UserError(f"part {part!r} of the study {self.name} is unknown: use {known}.")
         about = {"part": part, "model": lm.name, "organism": lm.organism}
-        return [{**about, **config} for config in self.grid(lm, part, **axes)]
+        try:
+            return [{**about, **config} for config in self.grid(lm, part, **axes)]
+        except ValueError as error:  # an axis that the reader chose
+            raise UserError(str(error)) from None
 
     def cells(self, lm, sweep, part, progress=True, **axes) -> list[dict]:
         """The cells of one part, [{"config", "result"}, …]: of the stored `sweep`, or "live"."""
@@ -101,10 +105,19 @@ class Study:
         """Run all parts on one-thread workers (1: in this process) or on `executor`, as in
         `sweeps.run`, and write the sweep. Resumable: what was computed stays in build/cells."""
         from ..models import load  # here, because it imports torch
+        from ..models.prompts import names as prompt_sets
 
         prompts = {} if prompt_set == "everyday" else {"prompt_set": prompt_set}
         if prompts and "prompt_set" not in inspect.signature(self.grid).parameters:
             raise UserError(f"The study {self.name} asks prompts of its own, not {prompt_set!r}.")
+        if prompt_set not in prompt_sets():
+            known = ", ".join(prompt_sets())
+            raise UserError(f"There is no prompt set {prompt_set!r}: data/prompts has {known}.")
+        if not isinstance(workers, Integral) or workers < 1:
+            raise UserError(f"workers is {workers!r}: give a whole number of at least 1.")
+        folder = store.folder_of(model or DEFAULT, prompt_set)
+        with store.usable(f"The folder {folder}", "make it writable, or give another folder"):
+            store.try_to_write(folder)
         start, done, lm = time.perf_counter(), [], None
         count = {"runs": 0, "computed": 0}
         adapters = {}
@@ -142,7 +155,6 @@ class Study:
             **count,
             "seconds": round(time.perf_counter() - start),
         }
-        folder = store.folder_of(lm.name, prompt_set)
         return store.write(self.name, [self.hide(cell) for cell in done], meta, folder)
 
     def _runs(self, configs) -> list[dict]:

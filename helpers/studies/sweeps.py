@@ -7,6 +7,7 @@
 The same call again computes only what is missing. On a cluster: data/recipes/slurm_sweep.py.
 """
 
+import ast
 import hashlib
 import inspect
 import json
@@ -14,21 +15,21 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import threading
 import traceback
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import product
+from numbers import Integral
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from .. import ROOT, UserError
 from ..ledger import write_atomically
-from .store import adapter_hash
+from .store import adapter_hash, try_to_write, usable
 
 _kept = threading.local()  # the model that a worker's thread loaded last
 _loading = threading.Lock()
@@ -67,6 +68,9 @@ def run(grid, function, executor=None, store=None, progress=True, model_hash=Non
     hash (text or a LanguageModel) and configuration. A run that fails stops no other; the end says
     which did. UserError: a configuration that does not fit, a store that cannot be written."""
     texts = _texts(grid, function)
+    executor = executor.get_executor() if hasattr(executor, "get_executor") else executor
+    if executor is not None and not hasattr(executor, "submit"):
+        raise UserError(f"executor {executor!r:.80} runs nothing: give None, a pool or a client.")
     kept = None if store is None else _Store(store, function, _model_hash(model_hash))
     unique = list(dict.fromkeys(texts))
     found = {text: kept.read(text) for text in unique} if kept else {}
@@ -153,18 +157,11 @@ class _Store:
         self.about = {"function": name, "code": code, "model_hash": model_hash}
         self.folder = Path(root) / f"{name}-{code[:8]}"
         with self._usable():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.folder).close()  # read-only? Said now, not in an hour
+            try_to_write(self.folder)
 
-    @contextmanager
     def _usable(self):
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"The store {self.folder.parent} cannot be used ({error.strerror or error}): free "
-                "space or give another folder, and call again: every result in it is whole."
-            ) from None
+        again = "free space or give another folder, and call again: every result in it is whole"
+        return usable(f"The store {self.folder.parent}", again)
 
     def _path(self, text, end=".json"):
         key = json.dumps([self.about, text], sort_keys=True)
@@ -175,7 +172,7 @@ class _Store:
         with self._usable():
             try:
                 return json.loads(self._path(text).read_text(encoding="utf-8"))["result"]
-            except (FileNotFoundError, ValueError, KeyError, TypeError):
+            except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
                 return None
 
     def keep(self, text, outcome):
@@ -200,7 +197,6 @@ def _outcomes(todo, function, executor, kept):
             earlier = kept and kept.read(text)  # another sweep may be at work on this store
             yield text, _work(function, text) if earlier is None else {"result": earlier}
         return
-    executor = executor.get_executor() if hasattr(executor, "get_executor") else executor
     origin = os.getpid(), uuid.uuid4().hex  # the second, so that Dask sees a new task in a retry
     futures = {}
     try:
@@ -246,9 +242,29 @@ def limit_threads():
 
 def pool(workers) -> ProcessPoolExecutor:
     """Worker processes (spawned) of one thread each."""
-    if workers < 1:
-        raise UserError(f"A pool needs at least 1 worker, not {workers}.")
+    if not isinstance(workers, Integral) or workers < 1:
+        raise UserError(f"A pool needs at least 1 worker, a whole number, not {workers!r}.")
+    # a worker imports the script that started it, and must not start workers in turn
+    if getattr(multiprocessing.current_process(), "_inheriting", False) or _unguarded():
+        raise UserError(
+            f"{Path(sys.modules['__main__'].__file__).name} starts workers, which import it: "
+            'put what it does below the line `if __name__ == "__main__":`.'
+        )
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+
+
+def _unguarded() -> bool:
+    """Was this called from the script's own lines, not below an `if` that asks for __name__?"""
+    path, frame = getattr(sys.modules["__main__"], "__file__", None), inspect.currentframe()
+    while frame and (frame.f_code.co_filename, frame.f_code.co_name) != (path, "<module>"):
+        frame = frame.f_back
+    if path is None or frame is None or not Path(path).is_file():  # a notebook, a prompt
+        return False
+    for node in ast.walk(ast.parse(Path(path).read_bytes())):
+        if isinstance(node, ast.If) and node.lineno <= frame.f_lineno <= node.end_lineno:
+            if "__name__" in ast.unparse(node.test):
+                return False
+    return True
 
 
 def _start_worker():

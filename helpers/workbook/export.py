@@ -7,6 +7,7 @@ for ipywidgets' public JavaScript.
 
 import html
 import re
+from urllib.parse import quote
 
 import nbformat
 from ipywidgets import embed
@@ -57,7 +58,8 @@ def index(paths) -> str:
         title = html.escape(text.splitlines()[0].lstrip("# "))
         question = re.search(r"\*\*Question\.\*\*\s*(.+)", text)
         asked = html.escape(re.sub(r"[*`]", "", question.group(1))) if question else ""
-        items.append(f'<li><a href="{path.stem}.html">{title}</a><br><small>{asked}</small></li>')
+        link = html.escape(quote(f"{path.stem}.html"))
+        items.append(f'<li><a href="{link}">{title}</a><br><small>{asked}</small></li>')
     return f"{HEAD}<ul>{''.join(items)}</ul>{FOOT}"
 
 

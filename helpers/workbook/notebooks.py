@@ -53,10 +53,12 @@ def read(path):
     """A notebook, with the metadata that papermill insists on; UserError where it is none."""
     try:
         nb = nbformat.read(path, as_version=4)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a notebook: {str(error).splitlines()[0]}") from None
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    nb.metadata.update(kernelspec=kernel, language_info={"name": "python"})
+        kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+        nb.metadata.update(kernelspec=kernel, language_info={"name": "python"})
+        _ = [(cell.cell_type, cell.source, cell.metadata.items()) for cell in nb.cells]
+    except Exception as error:  # nbformat raises whatever a file of another form leads to
+        why = f"{str(error) or type(error).__name__}".splitlines()[0]
+        raise UserError(f"{path} is not a notebook: {why}") from None
     return nb
 
 

@@ -110,7 +110,7 @@ def read_recipe(path) -> tuple[list | None, dict]:
         recipe = yaml.load(text, UniqueKeys)
     except OSError as error:
         raise UserError(f"Recipe {path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"Recipe {path} is not valid YAML: {said}") from None
     if not isinstance(recipe, dict) or not all(isinstance(name, str) for name in recipe):

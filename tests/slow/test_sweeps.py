@@ -1,8 +1,10 @@
 """Sweeps on other processes: the same results everywhere, nothing lost when a worker dies."""
 
 import errno
+import hashlib
 import json
 import os
+import random
 import runpy
 import signal
 import subprocess
@@ -119,7 +121,7 @@ def test_a_pool_gives_what_this_process_gives(tmp_path, one_thread):
         there = quiet(grid, objective, pool, store=tmp_path)
     assert there == here and {result["threads"] for result in here} == {1}
     assert here[0] != here[1] and here[0] != here[2]
-    with pytest.raises(UserError, match="at least 1 worker, not 0"):
+    with pytest.raises(UserError, match="at least 1 worker, a whole number, not 0"):
         sweeps.pool(0)
 
 
@@ -200,6 +202,64 @@ sweeps.run(grid, test_sweeps.echo, store={str(store)!r}, progress=False)
     )
     assert "UserError: The store" in done.stderr and os.strerror(errno.EFBIG) in done.stderr
     assert [record["result"] for record in records(store)] == [{"text": "a"}] and whole(store)
+
+
+def killed_at(script, tmp_path, moments):
+    """Run a script again and again; each time it is killed, so long after it said "ready"."""
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    env = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{ROOT}", "WORKBOOK_BUILD": str(tmp_path)}
+    for moment in moments:
+        how = dict(stdout=subprocess.PIPE, text=True, start_new_session=True, env=env)
+        process = subprocess.Popen([sys.executable, str(path)], **how)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(moment)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+
+
+def test_a_sweep_killed_at_random_moments_is_completed_by_the_next_run(tmp_path):
+    store, grid = tmp_path / "store", sweeps.grid(x=list(range(200)), seconds=0.01)
+    script = f"""
+from helpers.studies import sweeps
+import test_sweeps
+print("ready", flush=True)
+grid = sweeps.grid(x=list(range(200)), seconds=0.01)
+sweeps.run(grid, test_sweeps.square, store={str(store)!r}, progress=False)
+"""
+    chance = random.Random(0)
+    killed_at(script, tmp_path, [chance.uniform(0, 0.8) for _ in range(4)])
+    there = len(records(store))  # every file with its own name is whole, whenever it ended
+    results = quiet(grid, square, store=store)
+    assert results == [{"square": x * x} for x in range(200)]
+    assert results.computed == 200 - there and len(records(store)) == 200
+
+
+def test_an_organism_killed_at_random_moments_is_the_old_one_or_the_new_one(tmp_path):
+    script = f"""
+from pathlib import Path
+import torch
+from helpers.studies import organisms
+from helpers.studies.organism_recipes import RECIPES, Recipe
+from helpers.training.adapters import Settings
+torch.set_num_threads(1)
+texts = lambda lm, seed, n: [(lm.chat_prompt("Say it."), "yes yes.")] * n
+settings = Settings(steps=1, batch_size=1, rank=2, lr=0.05)
+RECIPES["tiny"] = Recipe(texts, lambda lm: {{"one": [1.0]}}, ("everyday",), settings)
+organisms.FOLDER, organisms.DEFAULT = Path({str(tmp_path / "organisms")!r}), "tiny-random"
+organisms.train("tiny", "tiny-random")
+print("ready", flush=True)
+while True:
+    organisms.train("tiny", "tiny-random")
+"""
+    chance, folder = random.Random(1), tmp_path / "organisms" / "tiny"
+    for _ in range(3):
+        killed_at(script, tmp_path, [chance.uniform(0, 2)])  # each begins where one was killed
+        aside = folder.parent / ".previous-tiny" / "tiny"
+        there = folder if folder.exists() else aside
+        card = json.loads((there / "card.json").read_text())
+        adapter = (there / "adapter_model.safetensors").read_bytes()
+        assert hashlib.sha256(adapter).hexdigest() == card["adapter_hash"]
 
 
 # -- Dask ------------------------------------------------------------------------------------------
