@@ -112,7 +112,8 @@ class LanguageModel:
             rows.append(self.tokenizer(text, add_special_tokens=special)["input_ids"])
             if not rows[-1]:
                 raise ValueError(f"Prompt {index} has no tokens in the vocabulary of {self.name}.")
-        return dict(self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.device))
+        padded = self.tokenizer.pad({"input_ids": rows})  # tensors made here: no default device
+        return {name: torch.tensor(padded[name], device=self.device) for name in padded}
 
     def _openings(self) -> tuple[str, ...]:
         """What a text that needs no special tokens begins with."""
