@@ -43,9 +43,7 @@ class SteeringVectors:
 
     @torch.inference_mode(False)
     def __post_init__(self):
-        tensor = torch.as_tensor(
-            self.tensor, device=None if torch.is_tensor(self.tensor) else "cpu"
-        )
+        tensor = _as_tensor(self.tensor)
         tensor = tensor.detach().to("cpu", torch.float32, copy=True).clone()
         tensor = tensor[None] if tensor.ndim == 1 else tensor
         if tensor.ndim != 2 or not tensor.numel():
@@ -147,6 +145,11 @@ class SteeringVectors:
         return resolve_layer(lm, self.source_layer, f"{name}: source_layer")
 
 
+def _as_tensor(value) -> torch.Tensor:
+    """A tensor as it is, numbers on the CPU, whatever torch's default device."""
+    return value if torch.is_tensor(value) else torch.as_tensor(value, device="cpu")
+
+
 def _plain(value):
     """NumPy's and torch's numbers as Python's, for JSON."""
     if hasattr(value, "tolist"):
@@ -163,7 +166,7 @@ def check_vectors(vectors):
 def coefficients(coeff, n_vectors) -> torch.Tensor:
     """`coeff`, one number or one per vector, as fp32 [n_vectors]; ValueError for anything else."""
     try:
-        values = torch.as_tensor(coeff, device=None if torch.is_tensor(coeff) else "cpu")
+        values = _as_tensor(coeff)
         values = values.detach().to("cpu", torch.float32).flatten()
     except (TypeError, ValueError, RuntimeError):
         values = torch.zeros(0)

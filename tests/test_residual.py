@@ -645,6 +645,9 @@ def test_kind_9_torchs_defaults_and_inference_mode_play_no_part(tiny):
         assert complete(tiny, PROMPTS, expected, temperature=1.0, max_new_tokens=4) == said
     finally:
         torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):  # any other device
+        assert train(LayerSpan(tiny, PROMPTS, 1, 3), **ask).vectors == expected
+        assert complete(tiny, PROMPTS, expected, temperature=1.0, max_new_tokens=4) == said
     with torch.inference_mode():
         span, vectors = LayerSpan(tiny, PROMPTS, 1, 3), 1.0 * expected
         assert train(span, **ask).vectors == expected

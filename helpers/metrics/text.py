@@ -19,8 +19,8 @@ def joined(lm, pairs) -> tuple[dict, list[int]]:
         after = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
         rows.append(lm.encode(prompt)["input_ids"][0].tolist() + after)
         counts.append(len(after))
-    padded = lm.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
-    return dict(padded.to(lm.device)), counts
+    padded = lm.tokenizer.pad({"input_ids": rows})
+    return {name: torch.tensor(padded[name], device=lm.device) for name in padded}, counts
 
 
 @torch.no_grad()

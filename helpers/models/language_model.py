@@ -130,7 +130,8 @@ class LanguageModel:
                     f"{self.name} has an embedding for 0 … {self._config.vocab_size - 1}."
                 )
             rows.append(ids)
-        return dict(self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.device))
+        padded = self.tokenizer.pad({"input_ids": rows})  # tensors made here: no default device
+        return {name: torch.tensor(padded[name], device=self.device) for name in padded}
 
     def _ids(self, text: str, special: bool) -> list[int]:
         """The tokens of a text, with the special ones before it but not those after it."""

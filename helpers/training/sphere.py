@@ -14,7 +14,7 @@ def orthonormalise(rows) -> torch.Tensor:
     own side, else each step of an iteration would undo the last.
     """
     q, r = torch.linalg.qr(rows.T)
-    return (q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)).T
+    return (q * (1 - 2 * (r.diagonal() < 0).to(q))).T
 
 
 def without(x, basis) -> torch.Tensor:
