@@ -66,7 +66,7 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence], cell: Callable 
     return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
-def _unique(pairs) -> dict:
+def without_duplicates(pairs) -> dict:
     """An object of JSON; ValueError where a key stands in it twice (of two, the last would win)."""
     pairs = list(pairs)
     names = [name for name, _ in pairs]
@@ -80,8 +80,8 @@ def claims() -> dict[str, dict]:
     """The claims of data/claims.json, by id; a test holds the form of that file. UserError: it is
     no JSON, or a key or an id stands in it twice."""
     try:
-        found = json.loads(CLAIMS.read_text(encoding="utf-8"), object_pairs_hook=_unique)
-        return _unique((claim["id"], claim) for claim in found)
+        found = json.loads(CLAIMS.read_text(encoding="utf-8"), object_pairs_hook=without_duplicates)
+        return without_duplicates((claim["id"], claim) for claim in found)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{CLAIMS} is broken: {error}.") from None
 

@@ -12,7 +12,7 @@ import pandas
 
 from .. import DATA, UserError, ledger
 from ..metrics.fluency import FluentRange, variety
-from ..models.packaged import DEFAULT
+from ..models.packaged import DEFAULT, PACKAGED
 
 AXES = {
     "prompt": "prompt",
@@ -37,9 +37,10 @@ FOREIGN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, 
 
 # -- files -----------------------------------------------------------------------------------------
 def folder_of(model, prompt_set="everyday") -> Path:
-    """Where sweeps are kept: data/sweeps for the committed defaults, else below build/."""
-    if model == DEFAULT and prompt_set == "everyday":
-        return FOLDER
+    """Where sweeps are kept: data/sweeps for the default model, a folder in it for each other
+    packaged one, and below build/ for models and prompt sets of a reader's own."""
+    if model in PACKAGED and prompt_set == "everyday":
+        return FOLDER if model == DEFAULT else FOLDER / as_file_name(model)
     name = model if prompt_set == "everyday" else f"{model}--{prompt_set}"
     return ledger.build_folder() / "sweeps" / as_file_name(name)
 
@@ -97,7 +98,9 @@ def read(name, lm=None, folder=None, parts=None) -> dict:
         where = f"{folder.parent.name}/{folder.name}, which has {there}"
         raise UserError(f"There is no sweep {name!r} in {where}: {command} computes one.")
     try:
-        sweep = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=ledger._unique)
+        sweep = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=ledger.without_duplicates
+        )
         meta, cells = sweep["meta"], sweep["cells"]
         made_by, made_for = meta["model"], str(meta["model_hash"])
         adapters = meta.get("organisms", {}).items()
