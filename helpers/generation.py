@@ -38,9 +38,7 @@ class _First(LogitsProcessor):
         self.wanted, self.logp = wanted, None
 
     def __call__(self, input_ids, scores):
-        check_finite(
-            scores.nan_to_num(nan=float("nan"), posinf=float("inf"), neginf=0), "the logits"
-        )
+        check_finite(scores.amax(-1), "the logits")  # NaN wins; a suppressed word is -inf
         if self.wanted and self.logp is None:
             self.logp = scores.float().log_softmax(-1)
         return scores
@@ -86,10 +84,8 @@ def complete(
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise ValueError("prompts is empty: give at least one.")
-    max_new_tokens, batch_size = (
-        whole(max_new_tokens, "max_new_tokens"),
-        whole(batch_size, "batch_size"),
-    )
+    max_new_tokens = whole(max_new_tokens, "max_new_tokens")
+    batch_size = whole(batch_size, "batch_size")
     if not 0 <= temperature < float("inf") or max_new_tokens < 1 or batch_size < 1:
         raise ValueError(
             f"temperature {temperature}, max_new_tokens {max_new_tokens} and batch_size "
