@@ -101,6 +101,13 @@ def tiny_model(architecture: str, seed: int = 0) -> LanguageModel:
     return LanguageModel(name, weights, tokenizer, f"{architecture}-{seed}")
 
 
+def pytest_collection_modifyitems(config, items):
+    """What lies in tests/slow is slow."""
+    for item in items:
+        if "slow" in item.path.relative_to(config.rootpath).parts:
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def tiny() -> LanguageModel:
     return load("tiny-random")

@@ -28,7 +28,6 @@ from nbmake.nb_run import NotebookRun
 from helpers import __main__
 from helpers.workbook import notebooks, runner
 
-pytestmark = pytest.mark.slow
 PATHS = notebooks.resolve()
 
 
