@@ -536,7 +536,10 @@ def opening(path):
     nb = notebooks.read(path)
     (cell,) = [cell for cell in nb.cells if "parameters.check(" in cell.source]
     code = nb.cells[: nb.cells.index(cell)]
-    assert sum(other.cell_type == "code" for other in code) == 1, "the cell after the parameters"
+    before = [other.source for other in code if other.cell_type == "code"][1:]
+    statements = [line for source in before for line in ast.parse(source).body]
+    imports = [line for line in statements if isinstance(line, (ast.Import, ast.ImportFrom))]
+    assert statements == imports, "only imports between the parameters and their check"
     lines = []
     for line in ast.parse(cell.source).body:
         text = ast.unparse(line)

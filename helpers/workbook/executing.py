@@ -74,6 +74,7 @@ def _stop_when_input_closes() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where begun with &
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_stop_when_input_closes, daemon=True).start()
     sys.exit(execute(**job))
