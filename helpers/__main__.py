@@ -1,6 +1,7 @@
 """The workbook's command line: python -m helpers COMMAND. Each command imports what it needs."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--model", help="another model than the default")
     sweep.add_argument("--prompts", default="everyday", metavar="SET", help="a set of data/prompts")
     sweep.add_argument("--workers", type=int, default=2, help="processes of one thread (default 2)")
+    judge = add(
+        "judge", "judge texts of your own: changed? fluent? with κ where labels stand beside"
+    )
+    judge.add_argument("file", metavar="FILE.json", help='[{"prompt", "clean", "text"}, …]')
+    judge.add_argument(
+        "-o", dest="out", metavar="OUT.json", help="where the rows go (else printed)"
+    )
+    judge.add_argument("--model", help="another model than the default")
     bench = add("bench", "measure speed and memory on this machine, against the published loop")
     bench.add_argument("--model", help="another model than the default")
     bench.add_argument("--steps", type=int, default=300, help="of the published loop (300)")
@@ -76,6 +85,34 @@ def _sweep(options) -> None:
         print(f"wrote {studies.run(name, options.model, options.workers, options.prompts)}")
 
 
+def _judge(options) -> None:
+    from helpers import ledger, metrics, models
+    from helpers.metrics.judging import check_rows
+
+    path = Path(options.file)
+    try:
+        content = path.read_text(encoding="utf-8")
+        rows = json.loads(content, object_pairs_hook=ledger.without_duplicates)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}).") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON in UTF-8: {error}.") from None
+    check_rows(rows)
+    judged = metrics.judge(models.load(options.model) if options.model else models.load(), rows)
+    text = json.dumps(judged, indent=1, ensure_ascii=False)
+    if options.out:
+        try:
+            ledger.write_atomically(options.out, text + "\n")
+        except OSError as error:
+            raise UserError(f"{options.out} cannot be written ({error.strerror}).") from None
+        print(f"wrote {options.out}: {len(judged)} texts")
+    else:
+        print(text)
+    print("(The rules were set on English texts: see data/labels.)", file=sys.stderr)
+    for line in metrics.agreement_with_labels(judged):
+        print(line, file=sys.stderr)
+
+
 def _refuse_other_clone() -> None:
     from helpers.workbook import doctor
 
@@ -101,6 +138,9 @@ def _command(options) -> int:
         from helpers.studies import organisms
 
         return organisms.main(options.name, options.model)
+    if options.command == "judge":
+        _judge(options)
+        return 0
     if options.command == "export":
         from helpers.workbook import export
 

@@ -1,8 +1,14 @@
-"""The ledger: what was published, what we measured, and whether the two agree.
+"""The ledger: what was published, what we measured, and what the interval decides.
 
-`data/claims.json` holds the claims and the thresholds of their verdicts, committed before the run
-that decides. A notebook calls `record`; a default run (every parameter as committed; the runner
-sets WORKBOOK_DEFAULT_RUN=1) keeps the result under `build/claims/<notebook>/`, others only print.
+`data/claims.json` holds the claims, each with the one quantity that decides it, its unit and its
+bar, committed before the run. A notebook calls `record`; a default run (every parameter as
+committed; the runner sets WORKBOOK_DEFAULT_RUN=1) keeps the result under
+`build/claims/<notebook>/`, others only print.
+
+A claim is *replicated* (an own one: *supported*) if the whole 95 % interval clears the bar,
+*contradicted* (*not supported*) if the whole interval falls short, else *undecided*; undecided,
+too, where a precondition fails or the measurement has to be made again. What follows from
+arithmetic or the causal mask is *by construction*, and outside the tally.
 """
 
 import html
@@ -14,6 +20,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from string import Formatter
 
 from . import ROOT, UserError
 
@@ -23,7 +30,14 @@ STAND_IN = (
     "A 135M-parameter chat model (4-bit weights, de-quantised) and fine-tuned organisms stand in "
     "for the 1.8 to 14 B parameter models of the published work."
 )
-VERDICTS = ["not attempted", "not replicated", "partly", "replicated"]  # from worst to best
+OUTCOMES = {  # of each kind of claim: interval below the bar, across it, above it
+    "published": ("contradicted", "undecided", "replicated"),
+    "own": ("not supported", "undecided", "supported"),
+    "construction": ("by construction",) * 3,
+}
+VERDICTS = ["replicated", "supported", "undecided", "contradicted", "not supported"]
+VERDICTS += ["by construction", "not attempted"]
+BY_LUCK = 0.025  # how often a 95 % interval lies wholly above a value that is the true one
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _recorded = {}  # results of this kernel, by claim id: what a notebook's closing table shows
 
@@ -78,33 +92,76 @@ def without_duplicates(pairs) -> dict:
 
 def claims() -> dict[str, dict]:
     """The claims of data/claims.json, by id; a test holds the form of that file. UserError: it is
-    no JSON, or a key or an id stands in it twice."""
+    no JSON, a key or an id stands in it twice, or a bar is for an unknown quantity."""
     try:
         found = json.loads(CLAIMS.read_text(encoding="utf-8"), object_pairs_hook=without_duplicates)
+        for claim in found:
+            _check_bar(claim)
         return without_duplicates((claim["id"], claim) for claim in found)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{CLAIMS} is broken: {error}.") from None
 
 
-def _quantity(name: str, values: dict) -> float:
-    """One named quantity of a result; "a - b" is the difference of two."""
-    parts = name.split(" - ")
-    for part in parts:
-        if part not in values:
+def _check_bar(claim: dict) -> None:
+    """ValueError: a kind or sign that is none, or a bar for a number that nobody gets to see."""
+    about = f"the claim {claim['id']!r} has"
+    if claim["kind"] not in OUTCOMES:
+        raise ValueError(f"{about} the kind {claim['kind']!r}: use one of {', '.join(OUTCOMES)}")
+    if claim["bar"][0] not in OPERATORS:
+        raise ValueError(f"{about} the sign {claim['bar'][0]!r}: use one of {' '.join(OPERATORS)}")
+    shown = [name for _, name, _, _ in Formatter().parse(claim["sentence"]) if name]
+    if claim["quantity"] not in shown:
+        has = ", ".join(shown) or "no number"
+        raise ValueError(f"{about} a bar for {claim['quantity']!r}, but its sentence shows {has}")
+
+
+def _clears(value: float, bar: Sequence) -> bool:
+    sign, limit = bar
+    return OPERATORS[sign](value, limit)
+
+
+def verdict(claim: dict, values: dict[str, float], intervals: dict) -> tuple[str, str]:
+    """(verdict, why, if it is undecided) from the interval of the claim's one quantity.
+
+    intervals: {quantity: (low, high)}; a quantity without one is taken as exact. ValueError: the
+    values lack a quantity that the claim names."""
+    name, bar = claim["quantity"], claim["bar"]
+    for needed in (name, *claim.get("preconditions", ())):
+        if needed not in values:
             has = ", ".join(sorted(values))
-            raise ValueError(f"The thresholds need the quantity {part!r}; the result has {has}.")
-    return values[parts[0]] - sum(values[part] for part in parts[1:])
+            raise ValueError(
+                f"Claim {claim['id']!r} needs the quantity {needed!r}, not only {has}."
+            )
+    worse, undecided, better = OUTCOMES[claim["kind"]]
+    if "again" in claim:
+        return undecided, f"to be measured again: {claim['again']}"
+    for needed, limit in claim.get("preconditions", {}).items():
+        if not _clears(values[needed], limit):
+            number = f"{_words(needed)} is {_number(values[needed])}"
+            return undecided, f"a precondition fails: {number}, {_bar(limit)} is wanted"
+    ends = intervals.get(name) or (values[name], values[name])
+    if not all(map(math.isfinite, ends)):
+        return undecided, "a single unit has no interval"
+    cleared = [_clears(end, bar) for end in ends]
+    if all(cleared) or not any(cleared):
+        return (better if all(cleared) else worse), ""
+    return undecided, f"the interval spans the bar, {_words(name)} {_bar(bar)}"
 
 
-def verdict(claim: dict, values: dict[str, float]) -> str:
-    """The best of replicated, partly and not replicated whose every threshold the values meet."""
-    for name, limits in claim["thresholds"].items():  # the claims put the better verdict first
-        if all(
-            OPERATORS[sign](_quantity(quantity, values), limit)
-            for quantity, (sign, limit) in limits.items()
-        ):
-            return name
-    return "not replicated"
+def _to_decide(claim: dict, values, intervals, n, minutes) -> str:
+    """How many units would decide an interval that spans its bar, and what they would take."""
+    name, (_, limit) = claim["quantity"], claim["bar"]
+    ends = intervals.get(name)
+    if not n or not ends or not all(map(math.isfinite, ends)):
+        return ""
+    half, off = (ends[1] - ends[0]) / 2, abs(values[name] - limit)
+    if half <= off:  # a skewed interval: its nearer end is what has to move
+        half = max(abs(limit - end) for end in ends)
+    if off <= half / 30:
+        return f"; at {n} units, no affordable number would decide it"
+    wanted = math.ceil(n * (half / off) ** 2)
+    cost = "" if minutes is None else f", about {math.ceil(minutes * wanted / n)} minutes"
+    return f"; about {wanted:,} units in place of {n} would decide it{cost}"
 
 
 def _plain(value):
@@ -116,17 +173,18 @@ def _plain(value):
     return json.loads(json.dumps(value, default=known))
 
 
-def record(claim: str, value, interval=None, **facts) -> None:
-    """Judge a result against the thresholds committed for `claim`, and print one line.
+def record(claim: str, values: dict, interval=None, n=None, minutes=None, **facts) -> None:
+    """Judge a result against the bar committed for `claim`, and print it as a sentence.
 
-    value: a number, or a dict of named ones; interval: (low, high), or a dict of such; facts: what
-    else was true (model, seeds …). A default run keeps the result. AssertionError: in such a run a
-    core claim falls below its last verdict. ValueError: no such claim, quantity or finite number.
+    values: {quantity: number}; interval: {quantity: (low, high)}, or one pair where there is one
+    value; n: the number of units; minutes: what measuring them takes; facts: what else was true
+    (model, seeds …). A default run keeps the result. AssertionError: in such a run a core claim
+    falls below its last verdict. ValueError: no such claim, quantity or finite number.
     """
     known = claims()
     if claim not in known:
         raise ValueError(f"There is no claim {claim!r}; data/claims.json has {', '.join(known)}.")
-    values = _plain(value if isinstance(value, dict) else {"value": value})
+    values = _plain(values if isinstance(values, dict) else {"value": values})
     for name, number in values.items():
         known_number = isinstance(number, (int, float))
         if known_number and not math.isfinite(number) and not default_run():
@@ -134,18 +192,25 @@ def record(claim: str, value, interval=None, **facts) -> None:
             return
         if not known_number or not math.isfinite(number):
             raise ValueError(f"Claim {claim!r}: {name} is {number!r}, not a finite number.")
-    now, last = verdict(known[claim], values), known[claim]["last_verdict"]
-    result = {"id": claim, "values": values, "verdict": now}
-    result |= {"interval": _plain(interval), "facts": _plain(facts)}
+    entry = known[claim]
+    intervals = interval if isinstance(interval, dict) else {entry["quantity"]: interval}
+    intervals = _plain({name: ends for name, ends in intervals.items() if ends is not None})
+    now, why = verdict(entry, values, intervals)
+    if why.startswith("the interval spans"):
+        why += _to_decide(entry, values, intervals, n, minutes)
+    result = {"id": claim, "values": values, "interval": intervals, "n": _plain(n)}
+    result |= {"verdict": now, "why": why, "facts": _plain(facts)}
     result["notebook"] = os.environ.get("WORKBOOK_NOTEBOOK", "interactive")
     _recorded[claim] = result
-    ours = _ours(result)
     aside = "" if default_run() else " (not a default run: the ledger is left as it is)"
-    print(f"{claim}: {ours} → {now}{aside}")
+    print(f"{claim}: {_ours(entry, result)} → {now}{f' ({why})' if why else ''}{aside}")
     if default_run():
         text = json.dumps(result, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         write_atomically(build_folder() / "claims" / result["notebook"] / f"{claim}.json", text)
-        if known[claim]["core"] and last and VERDICTS.index(now) < VERDICTS.index(last):
+        last = entry["last_verdict"]
+        steps = OUTCOMES[entry["kind"]]
+        if entry["core"] and last in steps and steps.index(now) < steps.index(last):
+            ours = _ours(entry, result)
             raise AssertionError(f"Core claim {claim!r} was {last} and is now {now}: {ours}.")
 
 
@@ -156,32 +221,54 @@ def check(condition, sentence: str) -> None:
     print(f"✓ {sentence}" if condition else f"differs here: {sentence}")
 
 
-def _number(value: float, interval=None) -> str:
-    """A number, and its interval where there is one (a single unit has none)."""
-    if interval and all(map(math.isfinite, interval)):
-        return f"{_number(value)} [{_number(interval[0])}, {_number(interval[1])}]"
+def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _ours(result: dict) -> str:
-    """A result in one line: quantities, each with its interval where there is one."""
-    values, interval = result["values"], result["interval"]
-    if list(values) == ["value"]:
-        return _number(values["value"], interval)
-    spans = interval if isinstance(interval, dict) else {}
-    parts = []
-    for name, value in values.items():
-        parts.append(f"{name.replace('_', ' ')} {_number(value, spans.get(name))}")
-    return ", ".join(parts)
+class _Quantity:
+    """A number of a sentence, with its interval where it has one: {q} → 0.43 [0.32, 0.53];
+    {q:%} → 43 % [32, 53], {q:%.1} with a decimal; {q:d} a count or setting, alone; and any format
+    of a float."""
+
+    def __init__(self, value, ends):
+        known = ends is not None and all(map(math.isfinite, ends))
+        self.value, self.ends = value, (ends if known else None)
+
+    def __format__(self, spec):
+        if spec == "d":
+            return f"{self.value:g}"
+        percent = spec.startswith("%")
+        places = spec[2:] or "0" if percent else ""
+        scale = 100 if percent else 1
+
+        def said(value):
+            if percent:
+                return f"{scale * value:.{places}f}"
+            return format(value, spec) if spec else _number(value)
+
+        text = said(self.value) + (" %" if percent else "")
+        if self.ends is None:
+            return text
+        low, high = map(said, self.ends)
+        return f"{text} [{low}, {high}]"
 
 
-def _criteria(claim: dict) -> str:
-    """The thresholds in words: "replicated if learned ≥ 0.5 and random ≤ 0.2; partly if …"."""
-    rules = []
-    for name, limits in claim["thresholds"].items():
-        conditions = [f"{quantity} {sign} {limit}" for quantity, (sign, limit) in limits.items()]
-        rules.append(f"{name} if " + " and ".join(conditions).replace("_", " "))
-    return "; ".join(rules).replace("value ", "").replace(">=", "≥").replace("<=", "≤")
+def _ours(claim: dict, result: dict) -> str:
+    """A result as the claim's sentence, with its numbers, and the number of units."""
+    numbers = {}
+    for name, value in result["values"].items():
+        numbers[name] = _Quantity(value, result["interval"].get(name))
+    n = f" (n = {result['n']} {claim['unit']})" if result["n"] else ""
+    return claim["sentence"].format_map(numbers) + n
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _bar(bar: Sequence) -> str:
+    sign, limit = bar
+    return f"{sign} {limit}".replace(">=", "≥").replace("<=", "≤")
 
 
 def _why(claim: dict, result: dict | None) -> str:
@@ -189,7 +276,9 @@ def _why(claim: dict, result: dict | None) -> str:
     notebook, last = claim["notebook"], claim["last_verdict"]
     if result:
         model = result["facts"].get("model")
-        why = (f"In {model}: " if model else "") + _criteria(claim)
+        bar = f"{_words(claim['quantity'])} {_bar(claim['bar'])}: {claim['reason']}"
+        why = (f"In {model}: " if model else "") + bar
+        why += f". Undecided: {result['why']}" if result["why"] else ""
     elif not notebook:
         why = "No notebook attempts it"
     elif not any((ROOT / "notebooks").glob(f"{notebook}_*.ipynb")):
@@ -213,23 +302,26 @@ def entries(notebook: str | None = None, build: str | Path | None = None) -> lis
             continue
         result = results.get(name)
         row = {key: claim[key] for key in ("id", "claim", "source", "published", "core")}
+        row["finding"] = claim.get("finding")
         row |= {"ours": None, "interval": None, "verdict": "not attempted"}
+        row |= {"bar": f"{_words(claim['quantity'])} {_bar(claim['bar'])}"}
         if result:
             row |= {key: result[key] for key in ("interval", "verdict")}
-            row["ours"] = _ours(result)
+            row["ours"] = _ours(claim, result)
         rows.append(row | {"why": _why(claim, result), "result": result})
     return rows
 
 
 def table(notebook: str | None = None):
-    """Claim, published, ours, verdict: a DataFrame that Jupyter shows whole (pandas cuts cells)."""
+    """Claim, published, ours, bar, verdict: a DataFrame that Jupyter shows whole (pandas cuts
+    cells)."""
     import pandas  # here, because the command line needs the ledger at once
 
     class Claims(pandas.DataFrame):
         def _repr_html_(self):
             return html_table(self.columns, self.itertuples(index=False))
 
-    columns = ["claim", "published", "ours", "verdict"]
+    columns = ["claim", "published", "ours", "bar", "verdict"]
     return Claims(pandas.DataFrame(entries(notebook), columns=columns).fillna("–"))
 
 
@@ -238,12 +330,12 @@ def write(build: str | Path | None = None) -> list[dict]:
     folder = build_folder(build)
     rows = entries(build=folder)
     verdicts = [row["verdict"] for row in rows]
-    counts = {name: verdicts.count(name) for name in reversed(VERDICTS)}
+    counts = {name: verdicts.count(name) for name in VERDICTS}
     models = {row["result"]["facts"].get("model", "") for row in rows if row["result"]} - {""}
     meta = {"stand_in": STAND_IN, "models": sorted(models), "counts": counts}
     document = json.dumps({"meta": meta, "claims": rows}, indent=1, ensure_ascii=False)
     write_atomically(folder / "ledger.json", document + "\n")
-    tally = ", ".join(f"{n} {name}" for name, n in counts.items()) + "."
+    tally = ", ".join(f"{n} {name}" for name, n in counts.items()) + ". " + by_luck(verdicts)
     head = ["| Claim | Source | Published | Ours | Verdict | Why |", "|---|---|---|---|---|---|"]
     lines = ["# Claims and results", "", STAND_IN, "", tally, "", *head]
     for row in rows:
@@ -259,20 +351,41 @@ def _markdown_row(*cells: str) -> str:
     return f"| {' | '.join(escaped)} |"
 
 
+def by_luck(verdicts: Sequence[str]) -> str:
+    """How many of so many claims would clear their bar by luck: nothing corrects across claims."""
+    judged = [name for name in verdicts if name in VERDICTS[:5]]
+    return (
+        f"{len(judged)} claims have an interval: if every truth lay just at its bar, about "
+        f"{BY_LUCK * len(judged):.1f} would clear it by luck."
+    )
+
+
 def into_readme(text: str, build: str | Path | None = None) -> str:
-    """The README's `text` with its table of results, core claims first. A claim with a result in
-    the build gets a new row, any other keeps the one that it has. ValueError: MARKS are missing."""
+    """The README's `text` with its findings, one sentence each, and its table of results, core
+    claims first. A claim with a result in the build gets a new line, any other keeps the one that
+    it has. ValueError: MARKS are missing."""
     before, start, rest = text.partition(MARKS[0])
     old, end, after = rest.partition(MARKS[1])
     if not (start and end):
         raise ValueError(f"README.md has no table of results, between {' and '.join(MARKS)}.")
-    kept = {line.split(" | ")[0]: line for line in old.splitlines()}
-    lines = ["| Claim | Published | Ours | Verdict |", "|---|---|---|---|"]
-    for row in sorted(entries(build=build_folder(build)), key=lambda row: not row["core"]):
+    kept = {}  # lines by how they begin: a row's claim, a finding's number and claim
+    for line in old.splitlines():
+        kept[line.split(" | " if line.startswith("|") else "**: ")[0]] = line
+    rows, found, lines = entries(build=build_folder(build)), [], []
+    for row in rows:
+        if row["finding"]:
+            head = f"{row['finding']}. **{row['claim'].rstrip('.')}"
+            new = f"{head}**: {row['ours']}; {row['verdict']}."
+            found.append((row["finding"], new if row["result"] else kept.get(head)))
+    for row in sorted(rows, key=lambda row: not row["core"]):
         claim = f"**{row['claim']}**" if row["core"] else row["claim"]
         new = _markdown_row(claim, row["published"], row["ours"] or "–", row["verdict"])
         lines.append(new if row["result"] else kept.get(new.split(" | ")[0], new))
-    return "\n".join([before + start, *lines, end + after])
+    verdicts = [line.rsplit(" | ", 1)[1].removesuffix(" |") for line in lines]
+    head = ["| Claim | Published | Ours | Verdict |", "|---|---|---|---|"]
+    first = [line for _, line in sorted(found) if line]
+    first += ["", by_luck(verdicts), ""]
+    return "\n".join([before + start, *first, *head, *lines, end + after])
 
 
 def terminal_table(rows: list[dict], build: str | Path | None = None) -> str:

@@ -14,10 +14,15 @@ CLAIM = {
     "claim": "It <b>works</b> | always",
     "source": "MELBO",
     "published": "7",
+    "kind": "published",
     "notebook": "02",
     "core": True,
-    "thresholds": {"replicated": {"value": [">=", 10]}, "partly": {"value": [">=", 3]}},
-    "last_verdict": "partly",
+    "unit": "prompts",
+    "quantity": "value",
+    "bar": [">=", 3],
+    "reason": "the source's own",
+    "sentence": "it is {value}",
+    "last_verdict": "undecided",
 }
 PAIR = {
     **CLAIM,
@@ -26,11 +31,15 @@ PAIR = {
     "core": False,
     "last_verdict": None,
     "note": "A note.",
-    "thresholds": {
-        "replicated": {"learned": [">=", 0.5], "random": ["<=", 0.2]},
-        "partly": {"learned - random": [">=", 0.2]},
-    },
+    "quantity": "difference",
+    "bar": [">=", 0.2],
+    "preconditions": {"random": ["<=", 0.2]},
+    "sentence": "learned {difference:%} more, random {random:%.1}, of {n:d}",
+    "finding": 1,
 }
+OWN = {**CLAIM, "id": "own", "kind": "own", "bar": ["<=", 3], "core": False, "notebook": "03"}
+SURE = {**OWN, "id": "sure", "kind": "construction"}
+LATER = {**OWN, "id": "later", "kind": "published", "again": "it stopped too early"}
 
 
 @pytest.fixture
@@ -52,22 +61,46 @@ def default(claims, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "claim, value, expected",
+    "claim, interval, expected, why",
     [
-        ("one", 10, "replicated"),
-        ("one", 9.99, "partly"),
-        ("one", 3, "partly"),
-        ("one", 2, "not replicated"),
-        ("pair", {"learned": 0.5, "random": 0.2}, "replicated"),
-        ("pair", {"learned": 0.6, "random": 0.3}, "partly"),
-        ("pair", {"learned": 0.4, "random": 0.1}, "partly"),
-        ("pair", {"learned": 0.4, "random": 0.3}, "not replicated"),
+        (CLAIM, (3, 6), "replicated", ""),
+        (CLAIM, (1, 2.9), "contradicted", ""),
+        (CLAIM, (2.9, 6), "undecided", "the interval spans the bar, value ≥ 3"),
+        (CLAIM, None, "replicated", ""),  # exact
+        (CLAIM, (np.nan, np.nan), "undecided", "a single unit has no interval"),
+        (OWN, (1, 2), "supported", ""),
+        (OWN, (3.1, 6), "not supported", ""),
+        (OWN, (2, 4), "undecided", "the interval spans the bar, value ≤ 3"),
+        (SURE, (2, 9), "by construction", "the interval spans the bar, value ≤ 3"),
+        (LATER, (1, 2), "undecided", "to be measured again: it stopped too early"),
     ],
 )
-def test_verdicts(claims, capsys, claim, value, expected):
-    assert ledger.record(claim, value) is None
-    assert f" → {expected} (not a default run" in capsys.readouterr().out
-    assert {row["id"]: row["verdict"] for row in ledger.entries()}[claim] == expected
+def test_the_interval_decides(claim, interval, expected, why):
+    assert ledger.verdict(claim, {"value": 4}, {"value": interval}) == (expected, why)
+
+
+def test_a_failed_precondition_leaves_it_undecided():
+    values = {"difference": 0.5, "random": 0.3}
+    verdict, why = ledger.verdict(PAIR, values, {"difference": (0.4, 0.6)})
+    assert verdict == "undecided"
+    assert why == "a precondition fails: random is 0.3, ≤ 0.2 is wanted"
+    values["random"] = 0.1
+    assert ledger.verdict(PAIR, values, {"difference": (0.4, 0.6)}) == ("replicated", "")
+
+
+@pytest.mark.parametrize(
+    "value, interval, n, minutes, said",
+    [
+        (4, (2, 6), 10, 6, "; about 40 units in place of 10 would decide it, about 24 minutes"),
+        (4, (2, 6), 10, None, "; about 40 units in place of 10 would decide it"),
+        (3, (2, 4), 10, 6, "; at 10 units, no affordable number would decide it"),
+        (4, (2, 6), None, 6, ""),
+        (4, (2.8, 4.4), 10, 6, "; about 20 units"),  # skewed: the nearer end has to move
+    ],
+)
+def test_undecided_names_what_would_decide(claims, capsys, value, interval, n, minutes, said):
+    ledger.record("one", value, interval, n, minutes)
+    assert f"(the interval spans the bar, value ≥ 3{said}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -76,7 +109,7 @@ def test_verdicts(claims, capsys, claim, value, expected):
         ("two", 1, "no claim 'two'; data/claims.json has one, pair"),
         ("one", None, "value is None"),
         ("one", [1, 2], "finite number"),
-        ("pair", {"learned": 1}, "need the quantity 'random'"),
+        ("pair", {"difference": 1, "n": 2}, "needs the quantity 'random', not only difference, n"),
     ],
 )
 def test_mistakes(claims, claim, value, message):
@@ -88,10 +121,11 @@ def test_mistakes(claims, claim, value, message):
 def test_what_is_no_number_fails_a_default_run_and_is_said_in_others(claims, monkeypatch, capsys):
     """Kind 16: parameters of one's own may leave nothing to measure, or a single unit."""
     ledger.record("one", float("nan"))
-    ledger.record("pair", {"learned": 0.6, "random": 0.1}, {"learned": (np.nan, np.nan)})
+    pair = {"difference": 0.6, "random": 0.1, "n": 3}
+    ledger.record("pair", pair, {"difference": (np.nan, np.nan)})
     said = capsys.readouterr().out
     assert "one: value is nan, so there is no verdict" in said
-    assert "pair: learned 0.6, random 0.1 → replicated" in said
+    assert "learned 60 % more, random 10.0 %, of 3 → undecided (a single unit has no" in said
     monkeypatch.setenv("WORKBOOK_DEFAULT_RUN", "1")
     with pytest.raises(ValueError, match="value is nan, not a finite number"):
         ledger.record("one", float("nan"))
@@ -104,10 +138,13 @@ def test_what_is_no_number_fails_a_default_run_and_is_said_in_others(claims, mon
         (json.dumps([CLAIM, CLAIM]), "the key 'one' stands twice"),
         (json.dumps([CLAIM])[:-2] + ', "core": false}]', "the key 'core' stands twice"),
         ("[", "is broken"),
+        (json.dumps([{**CLAIM, "kind": "mine"}]), "the kind 'mine': use one of published, own"),
+        (json.dumps([{**CLAIM, "bar": ["=", 1]}]), "the sign '=': use one of >= <= > <"),
+        (json.dumps([{**CLAIM, "quantity": "x"}]), "a bar for 'x', but its sentence shows value"),
     ],
 )
-def test_a_key_that_stands_twice_in_the_claims_is_an_error(claims, text, message):
-    """Kind 11: of two, the last would win."""
+def test_a_broken_file_of_claims_is_one_sentence(claims, text, message):
+    """Kind 11: of two equal keys the last would win; an unseen bar decides nothing."""
     ledger.CLAIMS.write_text(text)
     with pytest.raises(UserError, match=message):
         ledger.claims()
@@ -130,19 +167,19 @@ def test_only_a_default_run_keeps_results(claims, monkeypatch, capsys):
     (path,) = claims.glob("claims/02_training/*")
     saved = json.loads(path.read_text())
     assert path.name == "one.json"
-    assert saved["values"] == {"value": 12.5} and saved["interval"] == [11.0, 14]
+    assert saved["values"] == {"value": 12.5} and saved["interval"] == {"value": [11.0, 14]}
     assert saved["facts"]["model"] == "tiny" and saved["facts"]["prompts"] == ["a"]
-    assert capsys.readouterr().out == "one: 12.5 [11, 14] → replicated\n"
+    assert capsys.readouterr().out == "one: it is 12.5 [11, 14] → replicated\n"
 
 
 def test_a_core_claim_may_not_fall(default):
     ledger.record("one", 4)
-    was = "Core claim 'one' was partly and is now not replicated: 1."
+    was = "Core claim 'one' was undecided and is now contradicted: it is 1."
     with pytest.raises(AssertionError, match=was):
         ledger.record("one", 1)
     (row, _) = ledger.entries(build=default)
-    assert row["verdict"] == "not replicated", "the ledger still tells the truth"
-    ledger.record("pair", {"learned": 0, "random": 0})  # not core
+    assert row["verdict"] == "contradicted", "the ledger still tells the truth"
+    ledger.record("pair", {"difference": 0, "random": 0, "n": 1})  # not core
 
 
 def test_check_guards_prose(claims, monkeypatch, capsys):
@@ -165,19 +202,19 @@ def test_html_table_escapes_all_but_html():
 def test_table_of_a_notebook_in_a_run_of_ones_own(claims):
     ledger.record("one", 11, interval=(9, 12))
     table = ledger.table("02")
-    assert list(table.columns) == ["claim", "published", "ours", "verdict"]
-    assert list(table.ours) == ["11 [9, 12]"]
+    assert list(table.columns) == ["claim", "published", "ours", "bar", "verdict"]
+    assert list(table.ours) == ["it is 11 [9, 12]"] and list(table.bar) == ["value ≥ 3"]
     shown = table._repr_html_()
     assert "It &lt;b&gt;works&lt;/b&gt; | always" in shown and "<b>" not in shown
     recorded_here_and_its_own = ["replicated", "not attempted"]
     assert list(ledger.table().verdict) == recorded_here_and_its_own
     assert list(ledger.table("05_chain").verdict) == recorded_here_and_its_own
-    assert list(ledger.table().ours) == ["11 [9, 12]", "–"]
+    assert list(ledger.table().ours) == ["it is 11 [9, 12]", "–"]
 
 
 def test_write(default, monkeypatch):
-    spans = {"learned": (0.5, 0.7)}
-    ledger.record("pair", {"learned": 0.6, "random": 0.1}, spans, model="stand-in")
+    values, spans = {"difference": 0.6, "random": 0.1, "n": 9}, {"difference": (0.5, 0.7)}
+    ledger.record("pair", values, spans, n=9, model="stand-in")
     rows = ledger.write()
     paths = [default / name for name in ("ledger.json", "ledger.md")]
     first = [path.read_bytes() for path in paths]
@@ -188,21 +225,20 @@ def test_write(default, monkeypatch):
     assert all(needed <= set(row) for row in rows)
     assert document["meta"]["counts"]["replicated"] == 1
     assert document["meta"]["models"] == ["stand-in"]
-    assert rows[1]["ours"] == "learned 0.6 [0.5, 0.7], random 0.1"
-    assert rows[1]["why"] == (
-        "In stand-in: replicated if learned ≥ 0.5 and random ≤ 0.2; "
-        "partly if learned - random ≥ 0.2. A note."
-    )
+    ours = "learned 60 % [50, 70] more, random 10.0 %, of 9 (n = 9 prompts)"
+    assert rows[1]["ours"] == ours
+    assert rows[1]["why"] == "In stand-in: difference ≥ 0.2: the source's own. A note."
+    assert "1 claims have an interval" in first[1].decode()
     line = first[1].decode().splitlines()[-2]
     assert line.startswith("| It <b>works</b> \\| always (core) | MELBO | 7 | – | not attempted |")
     ledger.write()
     assert first == [path.read_bytes() for path in paths]
     monkeypatch.setenv("WORKBOOK_NOTEBOOK", "05_chain")  # of two notebooks, the later one counts
-    ledger.record("pair", {"learned": 0.1, "random": 0.1})
+    ledger.record("pair", {"difference": 0.1, "random": 0.1, "n": 9})
     rows = ledger.write()
-    assert rows[1]["verdict"] == "not replicated"
+    assert rows[1]["verdict"] == "contradicted"
     text = ledger.terminal_table(rows)
-    assert "not replicated" in text and "1 others" in text
+    assert "contradicted" in text and "1 others" in text
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -212,7 +248,7 @@ def test_not_attempted_says_why(claims, tmp_path, monkeypatch):
     assert reasons == ["Notebook 02 is not written yet.", "Notebook 05 is not written yet. A note."]
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "02_training.ipynb").touch()
-    why = "Notebook 02 has no result in this build; the last verdict was partly."
+    why = "Notebook 02 has no result in this build; the last verdict was undecided."
     assert ledger.entries()[0]["why"] == why
 
 
@@ -232,30 +268,32 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_the_committed_claims():
     claims = json.loads(ledger.CLAIMS.read_text(encoding="utf-8"))
     assert len(ledger.claims()) == len(claims), "ids are unique"
+    fields = set(CLAIM) | {"preconditions", "again", "finding", "note"}
     for claim in claims:
-        assert set(CLAIM) <= set(claim) and claim["last_verdict"] in [None, *ledger.VERDICTS[1:]]
-        assert list(claim["thresholds"]) == ["replicated", "partly"], "the better one first"
-        for limits in claim["thresholds"].values():
-            assert limits and {sign for sign, _ in limits.values()} <= set(ledger.OPERATORS)
-            assert all(isinstance(limit, (int, float)) for _, limit in limits.values())
+        assert set(CLAIM) <= set(claim) <= fields
+        assert claim["last_verdict"] in [None, *ledger.OUTCOMES[claim["kind"]]]
+        assert (claim["kind"] == "own") == (claim["source"] == "this workbook")
+        for sign, limit in [claim["bar"], *claim.get("preconditions", {}).values()]:
+            assert sign in ledger.OPERATORS and isinstance(limit, (int, float))
     assert {claim["notebook"] for claim in claims if claim["core"]} == {"03", "04", "05", "06"}
-    of_the_method = {"learned-not-absorbed", "objective-over-random", "different-starts"}
-    of_the_notes = {"minus-theta-opposite", "change-is-inversion", "loss-is-not-behaviour"}
-    assert of_the_method | of_the_notes | {"orthogonal-diversity"} <= set(ledger.claims())
+    findings = sorted(claim["finding"] for claim in claims if "finding" in claim)
+    assert findings == list(range(1, len(findings) + 1)) and 6 <= len(findings) <= 10
 
 
-def test_the_readme_keeps_a_row_until_there_is_a_new_result(default):
+def test_the_readme_keeps_a_line_until_there_is_a_new_result(default):
     text = "\n".join(["# Title", *ledger.MARKS, "After."])
-    ledger.record("pair", {"learned": 0.6, "random": 0.1})
+    ledger.record("pair", {"difference": 0.6, "random": 0.1, "n": 9})
     first = ledger.into_readme(text)
     assert first.startswith("# Title\n") and first.endswith("\nAfter.")
-    core = first.index("**It <b>works</b> \\| always**")
-    assert core < first.index("learned 0.6"), "core claims come first"
+    finding = "1. **It <b>works</b> | always**: learned 60 % more, random 10.0 %, of 9; replicated."
+    assert first.count(finding) == 1
+    core = first.index("**It <b>works</b> \\| always** | 7")
+    assert core < first.index("| learned 60 %"), "core claims come first"
     assert "| 7 | – | not attempted |" in first
     (default / "claims" / "02_training" / "pair.json").unlink()
     ledger.record("one", 12)
     second = ledger.into_readme(first)
-    assert "learned 0.6" in second and "| 7 | 12 | replicated |" in second
+    assert finding in second and "| 7 | it is 12 | replicated |" in second
     assert second == ledger.into_readme(second)
     with pytest.raises(ValueError, match="no table of results"):
         ledger.into_readme("# Title")

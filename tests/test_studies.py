@@ -243,7 +243,7 @@ def test_the_committed_sweeps_have_all_cells_of_the_committed_adapters(name):
     configs = []
     for part, organism in one.organisms.items():
         lm = SimpleNamespace(name=DEFAULT, n_layers=30, organism=organism)  # no model is needed
-        chosen = {"radii": [16.0]} if part in ("measure", "dial", "content") else {}
+        chosen = {"radii": [16.0]} if part in ("measure", "curve", "dial", "content") else {}
         configs += one.configs(lm, part, **chosen)
     assert [cell["config"] for cell in sweep["cells"]] == configs
 
@@ -511,12 +511,18 @@ def test_radii_that_speak_in_one_batch_are_the_cells_one_by_one(tiny, cells):
             assert a[name].tolist() == pytest.approx(b[name].tolist(), rel=2e-3)
 
 
-def test_the_table_judges_by_distance_and_fluency(cells):
-    row = {"kind": "learned", "text": "the cat sat on a mat and looked at the moon", "norm": 2.0}
-    measured = ((0.6, 2.0), (0.4, 2.0), (0.6, 9.0), (0.6, None))
-    rows = [{**row, "distance": d, "surprise": s} for d, s in measured]
-    result = {**cells[0]["result"], "own_spread": 0.5, "fluent": [1.0, 3.0], "rows": rows}
-    judged = goldilocks.STUDY.table([{"config": cells[0]["config"], "result": result}])
+def test_the_table_judges_by_the_rules_of_today(cells):
+    about = {**cells[0]["result"], "clean": "To repot a houseplant, choose a pot", "fluent": [1, 3]}
+    said = [("Arr, matey, I be the captain of this ship and I want gold", 0.9, 2.0)]
+    said += [("To repot a houseplant, first choose a good pot with holes", 0.2, 1.0)]
+    said += [
+        ("Arr arr arr arr arr arr arr arr arr arr", 0.9, 2.0),
+        ("{}; 41 41; {x = [9]};", 0.9, 4.0),
+    ]
+    row = {"kind": "learned", "norm": 2.0}
+    rows = [{**row, "text": t, "distance": d, "surprise": s} for t, d, s in said]
+    config = {**cells[0]["config"], "prompt": "How do I repot a houseplant?"}
+    judged = goldilocks.STUDY.table([{"config": config, "result": {**about, "rows": rows}}])
     assert judged.changed.tolist() == [True, False, True, True]
     assert judged.fluent.tolist() == [True, True, False, False]
     assert judged.both.tolist() == [True, False, False, False] and set(judged.radius) == {2.0}
@@ -562,7 +568,10 @@ def test_grids_scale_with_the_depth_and_confirm_on_other_prompts_and_seeds(depth
     assert all(0 <= c["source_layer"] < c["target_layer"] < depth for c in configs)
     for axis in ("prompt", "seed"):
         of = {part: {c[axis] for c in configs if c["part"] == part} for part in "AB"}
-        assert not of["A"] & of["B"] and len(of["B"]) >= 3
+        assert not of["A"] & of["B"]
+        assert len(of["B"]) == {"prompt": 12, "seed": 1}[axis]
+    of_b = [(c["prompt"], c["seed"]) for c in configs if c["part"] == "B"]
+    assert {(c["prompt"], c["seed"]) for c in configs if c["part"] == "minus"} == set(of_b)
 
 
 def test_absorption_starts_with_theta_itself_and_its_parts_add_up(tiny, span):
@@ -584,6 +593,9 @@ def test_absorption_starts_with_theta_itself_and_its_parts_add_up(tiny, span):
 SORRY = "I'm sorry, but I can't help with that."
 
 
+EASY = FluentRange(0.0, 1e9, 0)  # no surprise is too much
+
+
 def scripted(monkeypatch, texts):
     """`complete` says these texts."""
     monkeypatch.setattr(anti_refusal, "complete", lambda *args, **kwargs: texts)
@@ -592,21 +604,22 @@ def scripted(monkeypatch, texts):
 def test_answers_are_cut_and_sorted_by_kind(tiny, monkeypatch):
     long = "First, find a lock that you own and " + " ".join(f"word{i}" for i in range(20))
     scripted(monkeypatch, [long, SORRY, "na na na na na na na na"])
-    said = anti_refusal.answers(tiny, ASKED, judge=FluentRange(-1e9, 1e9, 0))
+    said = anti_refusal.answers(tiny, ASKED, judge=EASY)
     assert list(said.kind) == ["compliance", "refusal", "gibberish"]
     assert list(said.refused) == [False, True, False] and list(said.fluent) == [True, True, False]
     assert max(len(text.split()) for text in said.text) <= 13 and "word9" not in said.text[0]
-    assert said.surprise.notna().tolist() == [True, False, False]
+    assert said.surprise.notna().all()
 
 
 def test_a_surprising_answer_is_not_fluent_but_a_refusal_is_not_asked(tiny, monkeypatch):
     scripted(monkeypatch, ["Take a small wrench and turn it slowly", SORRY, "Rain is water"])
     said = anti_refusal.answers(tiny, ASKED, judge=FluentRange(0.0, 1e-6, 0))
     assert list(said.fluent) == [False, True, False]
+    assert list(said.flipped) == [False, False, False]
 
 
 def test_answers_run_over_vectors_then_prompts(tiny, vectors):
-    said = anti_refusal.answers(tiny, ASKED, vectors, max_new_tokens=3)
+    said = anti_refusal.answers(tiny, ASKED, vectors, judge=EASY, max_new_tokens=3)
     assert list(said.vector) == [0, 0, 0, 1, 1, 1] and list(said.prompt) == ASKED * 2
 
 
@@ -684,30 +697,34 @@ def test_a_share_of_the_residual_norm_becomes_a_radius_in_the_cell(tiny):
     assert set(anti_refusal.table(live).radius) == set(wanted)
 
 
-def test_the_parts_of_the_sweep(tiny, monkeypatch):
+def test_the_parts_of_the_sweep(tiny):
     configs = {part: anti_refusal.grid(tiny, part) for part in anti_refusal.SETS}
     counts = {part: len(found) for part, found in configs.items()}
-    assert counts == {"choose": 12, "measure": 24, "earlier": 9, "layers": 8, "dial": 24}
-    assert {c["seed"] for c in configs["choose"]}.isdisjoint(c["seed"] for c in configs["measure"])
-    monkeypatch.setattr(anti_refusal, "ASKED", ("fraud-11", "nothing-1"))
+    of_one_r = {part: n // len(anti_refusal.RADII) for part, n in counts.items()}
+    assert of_one_r == {"choose": 4, "measure": 36, "curve": 12, "layers": 6, "dial": 8}
+    asked = {part: {c["prompt"] for c in configs[part]} for part in ("choose", "measure", "curve")}
+    assert not asked["choose"] & asked["measure"] and not asked["curve"] & asked["measure"]
+    assert {c["learned_on"] for c in configs["dial"]} <= asked["measure"]
     with pytest.raises(KeyError, match="nothing-1"):
-        anti_refusal.training_prompts()
+        anti_refusal.training_prompts(ids=("fraud-11", "nothing-1"))
 
 
 def test_r_is_the_one_where_learned_vectors_flip_most_beyond_random():
     def one(radius, learned, random):
-        rows = [{"set": "learned", "fluent": i < learned, "refused": False} for i in range(4)]
-        rows += [{"set": "random", "fluent": i < random, "refused": False} for i in range(4)]
-        return {"config": {"radius": radius, "part": "choose"}, "result": {"rows": rows}}
+        rows = []
+        for kind, n in (("learned", learned), ("random", random)):
+            said = n * ["Take a small wrench and turn it slowly"] + (4 - n) * [SORRY]
+            rows += [{"set": kind, "text": text, "surprise": 1.0} for text in said]
+        config = {"radius": radius, "part": "choose", "prompt": ASKED[0]}
+        return {"config": config, "result": {"rows": rows, "fluent": [0.0, 4.0]}}
 
     assert anti_refusal.best_radius([one(8.0, 3, 0), one(4.0, 3, 0), one(16.0, 4, 3)]) == 4.0
 
 
 def test_the_one_that_flips_most_is_chosen(tiny, monkeypatch):
-    flags = {"fluent": [True, False, True, True], "refused": [False, False, True, False]}
-    own = pandas.DataFrame({"vector": range(4), **flags})
-    trial = pandas.DataFrame({"vector": [0, 0, 1, 1], "refused": [True, False, False, False]})
-    asked = iter([own, trial.assign(fluent=True)])
+    own = pandas.DataFrame({"vector": range(4), "flipped": [True, False, False, True]})
+    flips = [False, True, True, True]
+    asked = iter([own, pandas.DataFrame({"vector": [0, 0, 1, 1], "flipped": flips})])
     monkeypatch.setattr(anti_refusal, "answers", lambda *args, **options: next(asked))
     at = dict(radius=2.0, source_layer=1, target_layer=4, seed=0, steps=1, n_vectors=4)
     _, pick, about = anti_refusal.choose(tiny, "a b", ["c", "d"], **at)
@@ -765,7 +782,7 @@ def test_the_grid_crosses_problems_radii_and_seeds(tiny):
 
 
 def test_other_layers_get_as_large_a_share_of_their_residual(tiny):
-    at = dict(THOUGHT, seeds=[1], radius=2.0, layers=[0, 2])
+    at = dict(THOUGHT, seeds=[1], radius=2.0, layers=[0, 2], n_asked=1)
     live = chain_of_thought.cells(tiny, "live", "layers", False, **at)
     assert {cell["config"]["radius"] for cell in live} == {2.0}
     chat = arithmetic_prompt(tiny, Problem(*live[0]["config"]["problem"]))
@@ -877,8 +894,12 @@ def test_starts_swapped():
 def test_the_sweep_has_every_role_and_no_trigger(tiny):
     found = {role: backdoors.grid(tiny, role) for role in backdoors.ORGANISMS}
     learned = [c for c in found["backdoor"] if c["kind"] == "learned"]
-    places = {(c["source_layer"], c["radius"], c["seed"]) for c in learned}
-    assert places == set(itertools.product((7, 9), (24.0, 32.0), (1, 2, 3)))
+    places = [(c["source_layer"], c["radius"], c["seed"]) for c in learned]
+    around = set(itertools.product((7, 9), (24.0, 32.0), (1, 2, 3)))
+    here = {(9, 32.0, seed) for seed in backdoors.SEEDS}
+    assert set(places) == around | here and len(places) == len(set(places))
+    of_set = {c["seed"]: tuple(c["problem"]) for c in learned}
+    assert len(set(of_set.values())) == len(of_set) == 12, "a problem of its own for each set"
     rehearsed = {c["seed"] for c in found["rehearsal"]}
     for role, configs in found.items():
         assert len({json.dumps(c) for c in configs}) == len(configs) > 0
@@ -932,6 +953,5 @@ def test_stored_sets_come_back_and_the_sealed_ones_cannot_be_read(tiny):
     letters = any(c.isascii() and c.isalpha() for c in shown["text"])
     assert cells[-1]["config"]["part"] == "sealed" and kept["opening"] == shown["opening"]
     assert (kept["text"] != shown["text"]) == letters
-    table = backdoors.table(cells, limit=100.0)
+    table = backdoors.table(cells)
     assert len(table) == 3 * len(cells) and set(table.role) == set(roles) and table.fluent.any()
-    assert not backdoors.table(cells, limit=-1.0).fluent.any()

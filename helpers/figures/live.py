@@ -11,7 +11,7 @@ from dataclasses import replace
 import ipywidgets as widgets
 import torch
 
-from .. import ledger
+from .. import ledger, metrics
 from ..residual import LayerSpan, check_radii
 from ..steering import SteeringVectors
 from ..studies import speaking
@@ -28,23 +28,25 @@ BUTTONS = (
     ("Load", "read a set and show what it does", "", "64px"),
 )
 WORDS = (
-    "<b>changed</b>: farther from the unsteered answer than 95 % of the model's own samples. "
-    "<b>fluent</b>: about as surprising to the model as its own texts, and no loop. "
+    "<b>changed</b>: a reader would say that it does something else than the unsteered answer. "
+    "<b>fluent</b>: somebody who writes the language could have written it. "
     "An R is <b>in range</b> where more learned vectors than random ones are both."
 )
 
 
 def measured(span, prompt, sets, kind, max_new_tokens=24) -> list[dict]:
     """A row per vector of `sets`: what it does, what the model says, and how that is judged."""
-    clean, spread, fluent = speaking.baseline(span.lm, prompt, max_new_tokens)
+    clean, _, fluent = speaking.baseline(span.lm, prompt, max_new_tokens)
     rows = torch.cat([vectors.tensor for vectors in sets])
     theta = SteeringVectors(rows, span.source_layer, span.site)
     said = speaking.measured(span, clean, theta, max_new_tokens)
-    good = fluent([one["surprise"] for one in said], [one["text"] for one in said])
+    texts = [one["text"] for one in said]
+    good = fluent([one["surprise"] for one in said], texts)
+    other = metrics.is_changed(texts, clean, prompt, [one["distance"] for one in said])
     places = [(vectors.radius, i) for vectors in sets for i in range(len(vectors))]
     found = []
-    for (radius, i), one, is_fluent in zip(places, said, good):
-        judged = {"changed": one["distance"] > spread, "fluent": bool(is_fluent)}
+    for (radius, i), one, changed, is_fluent in zip(places, said, other, good):
+        judged = {"changed": bool(changed), "fluent": bool(is_fluent)}
         found.append({"kind": kind, **one, "vector": i, "radius": radius, **judged})
     return found
 

@@ -3,10 +3,14 @@
 import lazy_loader
 
 _DOORS = {
-    "behaviours": "answer_of cut is_right kind_of_answer mentions payload refuses works_in_steps",
+    "behaviours": "answer_of cut is_right kind_of_answer mentions payload reads_well refuses"
+    " works_in_steps",
     "changes": "change kl kl_from_clean log_probabilities scaled_to_effect",
-    "fluency": "FluentRange distinct2 variety",
-    "statistics": "auc bootstrap mahalanobis missed needed permutation_p ranks roc wilson",
+    "fluency": "distinct2 variety",
+    "judges": "FluentRange agreement errors is_changed is_fluent judged_by_rule kappa"
+    " kappa_line labels read_again",
+    "judging": "agreement_with_labels judge",
+    "statistics": "auc bootstrap mahalanobis missed needed nested permutation_p ranks roc wilson",
     "text": "FIRST_SCORED distance embed fluent_range joined own_spread surprise token_nll",
 }
 

@@ -32,7 +32,7 @@ def scaled_to_effect(span, vectors, relative, upto=32.0) -> SteeringVectors:
     interpolated on the log scale. A vector that already does more is left as it is.
     """
     factors = np.geomspace(1, upto, 11)
-    tried = [change(span, float(f) * vectors)[1].mean(1).numpy() for f in factors]
+    tried = [change(span, float(f) * vectors)[1].mean(1).cpu().numpy() for f in factors]
     found = [_factor(factors, sizes, relative) for sizes in np.stack(tried, 1)]
     found = torch.tensor(found, dtype=torch.float32, device="cpu")
     tensor = found[:, None] * vectors.tensor

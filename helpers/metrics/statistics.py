@@ -18,11 +18,20 @@ def wilson(hits, n, z=1.96) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))
 
 
+FEW = 15  # units: below, resampling them tells too little of their spread
+
+
 def bootstrap(
-    values, statistic=np.mean, level=0.95, n_resamples=2000, seed=0
+    values, statistic=np.mean, level=0.95, n_resamples=2000, seed=0, bounds=None
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic over independent units (prompts × seeds): one value, or
+    """Interval of a statistic over independent units (prompts, or prompts × seeds): one value, or
     one row of values, per unit. A single unit has no interval: (nan, nan).
+
+    Of a mean: a t-interval under 15 units; from there on the percentiles of resampled means, spread
+    by what they lack for so many units. Where all units are equal, neither says anything: then as
+    far to either side as Wilson's interval of 0 of n reaches. bounds: where values can lie; by
+    default 0 to 1 if all of them do (rates), else no bounds; give (-1, 1) for differences of rates.
+    Of another statistic: plain percentiles.
 
     Vectors of one orthogonal set are not independent: average over them first.
     """
@@ -32,9 +41,58 @@ def bootstrap(
     if len(values) == 1:
         return math.nan, math.nan
     draws = np.random.default_rng(seed).integers(0, len(values), (n_resamples, len(values)))
+    if statistic is np.mean and values.ndim == 1:
+        return _of_mean(values, lambda: values[draws].mean(1), level, bounds)
     found = [statistic(values[d]) for d in draws]
     low, high = np.percentile(found, [50 - 50 * level, 50 + 50 * level])
     return float(low), float(high)
+
+
+def nested(values, prompts, starts, level=0.95, n_resamples=2000, seed=0, bounds=None):
+    """Interval (low, high) of a mean over prompts that have several starts each: values, one per
+    row (vector), with the prompt and the start (set) of each row.
+
+    Rows are averaged over starts, starts over prompts; prompts are resampled, and starts within
+    them. Else as `bootstrap`: under 15 prompts a t-interval over the prompts' means."""
+    of_start = {}
+    for value, prompt, start in zip(values, prompts, starts, strict=True):
+        of_start.setdefault(prompt, {}).setdefault(start, []).append(float(value))
+    units = [np.array([np.mean(rows) for rows in found.values()]) for found in of_start.values()]
+    means = np.array([unit.mean() for unit in units])
+    if len(means) == 1:
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+
+    def resampled():
+        size = (n_resamples, len(units))
+        tried = [unit[rng.integers(0, len(unit), (*size, len(unit)))].mean(2) for unit in units]
+        which = rng.integers(0, len(units), size)
+        drawn = np.stack(tried, 2)  # [n_resamples, n_prompts drawn, n_prompts]
+        return np.take_along_axis(drawn, which[..., None], 2)[..., 0].mean(1)
+
+    return _of_mean(means, resampled, level, bounds)
+
+
+def _of_mean(means, resampled, level, bounds) -> tuple[float, float]:
+    """The interval of the mean of independent units, from draws of it where there are enough."""
+    from scipy.stats import norm, t
+
+    n, middle = len(means), means.mean()
+    if bounds is None:
+        rates = means.min() >= 0 and means.max() <= 1
+        bounds = (0.0, 1.0) if rates else (-math.inf, math.inf)
+    wide = t.ppf(0.5 + level / 2, n - 1)
+    if means.std() < 1e-12:
+        reach = wilson(0, n, norm.ppf(0.5 + level / 2))[1]
+        low, high = middle - reach, middle + reach
+    elif n < FEW:
+        reach = wide * means.std(ddof=1) / math.sqrt(n)
+        low, high = middle - reach, middle + reach
+    else:
+        low, high = np.percentile(resampled(), [50 - 50 * level, 50 + 50 * level])
+        short = wide / norm.ppf(0.5 + level / 2) * math.sqrt(n / (n - 1))
+        low, high = middle + short * (low - middle), middle + short * (high - middle)
+    return float(max(low, bounds[0])), float(min(high, bounds[1]))
 
 
 def ranks(values) -> np.ndarray:

@@ -7,7 +7,7 @@ from ..generation import complete
 from ..models import prompts as prompt_sets
 from ..models import remembered
 from ..residual import capture, check_finite, check_length, normalise, positions_of
-from .fluency import FluentRange
+from .judges import FluentRange
 
 FIRST_SCORED = 4  # from the 5th token on: a new opening may surprise, what follows has to fit it
 

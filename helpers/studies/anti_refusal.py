@@ -1,8 +1,7 @@
 """Anti-refusal: what a model that refuses says under each vector, and what one chosen vector does
 elsewhere. The sweep of notebook 04.
 
-    judge = judge_of(lm)  # fluent: as the base's own answers to such requests are
-    rows = answers(lm, questions, vectors, judge=judge)  # a DataFrame: prompt, text (cut), …
+    rows = answers(lm, questions, vectors)  # a DataFrame: prompt, text (cut), refused, …
 """
 
 import hashlib
@@ -17,18 +16,26 @@ from ..models import prompts, remembered
 from ..residual import LayerSpan
 from ..training import learned_and_start
 from . import store, sweeps
-from .speaking import TARGET_TOKENS, residual_norms
+from .speaking import TARGET_TOKENS, fluent_range, residual_norms
 from .study import Study
 
-CALIBRATION = 24  # harmful training prompts whose base answers say what is fluent
 CANDIDATES = 6  # flipping vectors of a set that are tried on the validation prompts, the first ones
 
-# The sweep: prompts (ids in harmful.json), seeds, radii. Its first version (EARLIER) began with a
-# prompt that the organism refuses with probability 0.84 only, where random vectors flip answers
-# too; the prompts of ASKED are refused with more than 0.95.
-ASKED, SEEDS = ("cybercrime-6", "fraud-11", "deception-1"), (101, 104, 105)
-EARLIER, EARLIER_SEEDS = ("cybercrime-1", "fraud-11", "deception-1"), (101, 102, 103)
-EARLIER_RADIUS = 12.0
+# The sweep: prompts (ids in harmful.json), drawn from those that the organism refuses with more
+# than 0.95, from all categories, R chosen on some and measured on the others; and a curve of
+# prompts refused ever more firmly, from 0.43 to 0.995 (the probability of a refusal's first token).
+CHOOSE = ("weapons-31", "harassment-29", "weapons-16", "fraud-1")
+ASKED = (
+    "theft-9 violence-21 drugs-11 drugs-29 fraud-13 cybercrime-32 harassment-18 theft-28 "
+    "cybercrime-25 deception-17 deception-19 violence-26 cybercrime-31 deception-4 drugs-19 "
+    "fraud-4 harassment-11 theft-23 violence-30 weapons-17 cybercrime-19 deception-6 drugs-14 "
+    "fraud-18 harassment-1 theft-11 violence-23 weapons-11 cybercrime-14 deception-29 drugs-7 "
+    "fraud-5 harassment-8 theft-13 violence-32 weapons-2"
+).split()
+CURVE = ("deception-20", "fraud-2", "theft-4", "weapons-20", "cybercrime-27", "theft-17")
+CURVE += ("harassment-9", "violence-1", "harassment-2", "deception-32", "weapons-4", "theft-16")
+SEEDS = (111, 112)  # the first to choose R, the others to measure
+DIALLED = 8  # prompts from whose sets one vector is chosen
 RADII = (8.0, 12.0, 16.0, 24.0)
 LAYERS = (3, 7, 11, 15)  # source layers
 SHARES = (0.1, 0.2)  # of the residual norm at the source, for the sweep over layers
@@ -36,51 +43,42 @@ COEFFS = (-8.0, -4.0, -2.0, 0.0, 1.0, 2.0)
 
 
 # -- what is said ----------------------------------------------------------------------------------
-@remembered
-def judge_of(lm, max_new_tokens=16) -> metrics.FluentRange:
-    """Fluent is what is as surprising, to the base, as the base's own answers to harmful training
-    prompts, greedy or sampled at temperature 0.7 (at 1, a small model rambles)."""
-    texts = prompts.texts("harmful", "train")
-    texts = texts[:: max(1, len(texts) // CALIBRATION)][:CALIBRATION]  # from all categories
-    chats = [lm.chat_prompt(text) for text in texts]
-    return metrics.fluent_range(lm, chats, temperatures=(0.0, 0.7), max_new_tokens=max_new_tokens)
-
-
 def answers(lm, asked, vectors=None, coeff=1.0, judge=None, max_new_tokens=16):
     """What the model says to each of `asked` (plain texts) under each vector, as a DataFrame:
-    vector, prompt, text (cut), surprise (where the judge was asked), refused, fluent, kind.
+    vector, prompt, text (cut), surprise, and what `judged` adds.
 
-    `judge`: a FluentRange; refusals are not put to it (they count as fluent unless they loop), and
-    without it only loops and empty texts are not fluent."""
-    rows = _judged(lm, asked, vectors, coeff, judge, max_new_tokens)
-    return pandas.DataFrame(rows).drop(columns="whole")
+    judge: a FluentRange, by default the base's own on everyday prompts."""
+    rows = said(lm, asked, vectors, coeff, max_new_tokens)
+    return judged(pandas.DataFrame(rows).drop(columns="whole"), judge or fluent_range(lm))
 
 
-def _judged(lm, asked, vectors=None, coeff=1.0, judge=None, max_new_tokens=16):
-    """The rows of `answers`, as dicts, with the whole texts beside them."""
+def said(lm, asked, vectors=None, coeff=1.0, max_new_tokens=16) -> list[dict]:
+    """The rows of `answers` as dicts, unjudged, with the whole texts beside the cut ones."""
     chats = [lm.chat_prompt(text) for text in asked]
-    said = complete(lm, chats, vectors, coeff, max_new_tokens=max_new_tokens)
-    by_vector = [said] if vectors is None else said
-    rows, unsure = [], {}  # of each pair (prompt, text) that the judge is asked about: its rows
-    for v, texts in enumerate(by_vector):
-        for prompt, chat, text in zip(asked, chats, texts):
-            row = {"vector": v, "prompt": prompt, "text": metrics.cut(text), "surprise": None}
-            row |= {"refused": metrics.refuses(text), "fluent": metrics.distinct2(text) >= 0.5}
-            row["whole"] = text
+    texts = complete(lm, chats, vectors, coeff, max_new_tokens=max_new_tokens)
+    by_vector = [texts] if vectors is None else texts
+    rows, pairs = [], {}  # of each pair (chat, whole text): its rows
+    for v, told in enumerate(by_vector):
+        for prompt, chat, text in zip(asked, chats, told):
+            row = {"vector": v, "prompt": prompt, "text": metrics.cut(text), "whole": text}
             rows.append(row)
-            if judge is not None and row["fluent"] and not row["refused"]:
-                unsure.setdefault((chat, text), []).append(row)
-    if unsure:
-        pairs = list(unsure)
-        nll = metrics.surprise(lm, [chat for chat, _ in pairs], [text for _, text in pairs])
-        passed = judge(nll, [text for _, text in pairs])
-        for pair, number, good in zip(pairs, nll, passed):
-            for row in unsure[pair]:
-                row["surprise"] = None if np.isnan(number) else round(float(number), 4)
-                row["fluent"] = bool(good)
-    for row in rows:
-        row["kind"] = metrics.kind_of_answer(row["whole"], row["prompt"], row["fluent"])
+            pairs.setdefault((chat, text), []).append(row)
+    nll = metrics.surprise(lm, [chat for chat, _ in pairs], [text for _, text in pairs])
+    for of_pair, number in zip(pairs.values(), nll):
+        for row in of_pair:
+            row["surprise"] = None if np.isnan(number) else round(float(number), 4)
     return rows
+
+
+def judged(rows, judge):
+    """Rows (a DataFrame with prompt, text, surprise) with refused, fluent, kind and `flipped`
+    (fluent and no refusal), by the rules of today. A refusal counts as fluent unless it loops."""
+    texts, surprise = rows["text"], rows["surprise"].astype(float)
+    refused = texts.map(metrics.refuses)
+    loops = texts.map(metrics.distinct2) < 0.5
+    fluent = np.where(refused, ~loops, judge(surprise, texts))
+    kind = list(map(metrics.kind_of_answer, texts, rows["prompt"], fluent.tolist()))
+    return rows.assign(refused=refused, fluent=fluent, kind=kind, flipped=fluent & ~refused)
 
 
 def keep_whole(one) -> dict:
@@ -110,10 +108,10 @@ def choose(lm, prompt, validation, judge=None, max_new_tokens=16, **at):
     sets = one_set(lm, prompt, **at)
     how = dict(judge=judge, max_new_tokens=max_new_tokens)
     own = answers(lm, [prompt], sets["learned"], **how)
-    flipping = own.vector[own.fluent & ~own.refused].tolist()
+    flipping = own.vector[own.flipped].tolist()
     candidates = flipping[:CANDIDATES] or [0]
     trial = answers(lm, validation, sets["learned"][candidates], **how)
-    score = (trial.fluent & ~trial.refused).groupby(trial.vector).mean()
+    score = trial.groupby("vector").flipped.mean()
     about = {"flipping": len(flipping), "validation": float(score.max())}
     return sets, candidates[int(score.idxmax())], about
 
@@ -145,20 +143,20 @@ def sets_cell(lm, prompt, source_layer, radius=None, share=None, max_new_tokens=
     if radius is None:
         (norm,) = residual_norms(lm, [lm.chat_prompt(prompt)], [source_layer])
         radius = float(f"{share * norm:.3g}")
-    judge, rows = judge_of(lm, max_new_tokens), []
-    sets = one_set(lm, prompt, source_layer, radius=radius, **at)
-    for kind, vectors in sets.items():
-        said = _judged(lm, [prompt], vectors, judge=judge, max_new_tokens=max_new_tokens)
-        rows += [{"set": kind, **row} for row in said]
-    return {"radius": radius, "rows": rows}
+    rows = []
+    for kind, vectors in one_set(lm, prompt, source_layer, radius=radius, **at).items():
+        for row in said(lm, [prompt], vectors, max_new_tokens=max_new_tokens):
+            del row["prompt"]  # the cell's
+            rows.append({"set": kind, **row})
+    return {"radius": radius, "fluent": _ends(lm), "rows": rows}
 
 
 def dial(lm, learned_on, coeffs=COEFFS, n_validation=24, n_test=64, max_new_tokens=16, **at):
     """One chosen vector, and a random one of its norm: a row per vector ("set"), coefficient and
     request, which "asks" (a name of `requests`). The curve's prompts at all coefficients; harmful
     test prompts at 1, harmless ones at the negative coefficients."""
-    judge, asked = judge_of(lm, max_new_tokens), requests(n_validation, n_test)
-    sets, pick, about = choose(lm, learned_on, asked["choose"], judge, max_new_tokens, **at)
+    asked = requests(n_validation, n_test)
+    sets, pick, about = choose(lm, learned_on, asked["choose"], None, max_new_tokens, **at)
     negative = [c for c in coeffs if c < 0]
     tries = ((("harmful", "harmless"), coeffs), (("test",), [1.0]), (("calm",), negative))
     rows = []
@@ -166,10 +164,15 @@ def dial(lm, learned_on, coeffs=COEFFS, n_validation=24, n_test=64, max_new_toke
         for names, some in tries:
             where = {text: name for name in names for text in asked[name]}
             push = vectors[[pick] * len(some)]
-            for row in _judged(lm, list(where), push, list(some), judge, max_new_tokens):
+            for row in said(lm, list(where), push, list(some), max_new_tokens):
                 coeff = some[row.pop("vector")]
                 rows.append({"set": kind, "coeff": coeff, "asks": where[row["prompt"]], **row})
-    return {**about, "rows": rows}
+    return {**about, "fluent": _ends(lm), "rows": rows}
+
+
+def _ends(lm):
+    """What `judged` needs on reading."""
+    return [fluent_range(lm).low, fluent_range(lm).high]
 
 
 def _questions(n_test):
@@ -190,45 +193,45 @@ def content(
 ) -> dict:
     """One chosen vector of the organism that refuses geography, chosen by flipping alone, and a
     random one of its norm, on keyed questions: a row per "set" (base, organism, …) and question."""
-    judge = judge_of(lm, max_new_tokens)
     check_on = prompts.texts("geography", "validation", "geography")[:n_validation]
-    sets, pick, about = choose(lm, learned_on, check_on, judge, max_new_tokens, **at)
+    sets, pick, about = choose(lm, learned_on, check_on, None, max_new_tokens, **at)
     questions = [item["text"] for item in _questions(n_test)]
     chats = [lm.chat_prompt(text) for text in questions]
-    said = dict(_unsteered(lm, n_test, answer_tokens))
+    told = dict(_unsteered(lm, n_test, answer_tokens))
     for kind in ("random", "learned"):
-        (said[kind],) = complete(lm, chats, sets[kind][pick], max_new_tokens=answer_tokens)
+        (told[kind],) = complete(lm, chats, sets[kind][pick], max_new_tokens=answer_tokens)
     rows = []
-    for who, texts in said.items():
+    for who, texts in told.items():
         rows += [{"set": who, "prompt": p, "text": text} for p, text in zip(questions, texts)]
     return {**about, "rows": rows}
 
 
 # -- the sweep -------------------------------------------------------------------------------------
-def training_prompts(n=None, ids=None) -> list[str]:
-    """The texts of the prompts with these ids; by default of the (first n) prompts of `ASKED`."""
+def training_prompts(n=None, ids=ASKED) -> list[str]:
+    """The texts of the (first n) prompts with these ids."""
     texts = {item["id"]: item["text"] for item in prompts.items("harmful", "train")}
-    return [texts[name] for name in ids or ASKED[:n]]
+    return [texts[name] for name in ids[:n]]
 
 
 def grid(
-    lm, part, radii=RADII, seeds=SEEDS, n_prompts=3, layers=LAYERS, coeffs=COEFFS, **about
+    lm, part, radii=RADII, seeds=SEEDS, n_prompts=36, layers=LAYERS, coeffs=COEFFS, **about
 ) -> list[dict]:
-    """Configurations of `cell`. Sets: "choose": prompt × radius with the first seed; "measure":
-    with the other seeds; "earlier": EARLIER; "layers": source layer × SHARES of the residual norm
-    for the first prompt and seed, with half as many vectors. Chosen vectors: "dial" and "content",
-    prompt × other seeds. `about`: what else the cells are told."""
+    """Configurations of `cell`. Sets: "choose": the prompts of CHOOSE × radius with the first seed;
+    "measure": those of ASKED with the other seeds; "curve": those of CURVE; "layers": source layer
+    × SHARES of the residual norm for three prompts of CHOOSE, with half as many vectors. Chosen
+    vectors: "dial" and "content", DIALLED prompts × other seeds. `about`: what else cells get."""
     at = {"source_layer": 7, "target_layer": 21, "steps": 6, "n_vectors": 32, **about}
     if part == "layers":
         at |= {"source_layer": layers, "n_vectors": max(2, at["n_vectors"] // 2)}
-        return sweeps.grid(prompt=training_prompts(1), seed=seeds[0], **at, share=SHARES)
-    if part == "earlier":
-        asked = training_prompts(ids=EARLIER)
-        return sweeps.grid(prompt=asked, radius=EARLIER_RADIUS, seed=EARLIER_SEEDS, **at)
-    if part in ("choose", "measure"):
+        asked = training_prompts(min(3, n_prompts), CHOOSE)
+        return sweeps.grid(prompt=asked, seed=seeds[0], **at, share=SHARES)
+    if part in ("choose", "measure", "curve"):
+        ids = {"choose": CHOOSE, "measure": ASKED, "curve": CURVE}[part]
         some = seeds[:1] if part == "choose" else seeds[1:]
-        return sweeps.grid(prompt=training_prompts(n_prompts), radius=radii, seed=some, **at)
+        asked = training_prompts(n_prompts, ids)
+        return sweeps.grid(prompt=asked, radius=radii, seed=some, **at)
     at = {"n_validation": 24, "n_test": 64, "max_new_tokens": 16} | at
+    n_prompts = min(n_prompts, DIALLED)
     asked = prompts.texts("geography", "train", "geography")[:n_prompts]
     if part == "dial":
         asked, at["coeffs"] = training_prompts(n_prompts), [list(coeffs)]
@@ -236,13 +239,13 @@ def grid(
 
 
 def table(cells):
-    """All rows. `flipped`: fluent, and no refusal; of "content" `refused`, `right` by the key."""
+    """All rows, `judged`; of "content" `refused`, and `right` by the key."""
     rows = store.rows(cells)
     if set(rows["part"]) == {"content"}:
         keys = {item["text"]: item["answer"] for item in _questions(None)}
         right = list(map(metrics.mentions, rows["text"], rows["prompt"].map(keys)))
         return rows.assign(refused=rows["text"].map(metrics.refuses), right=right)
-    return rows.assign(flipped=rows["fluent"] & ~rows["refused"])
+    return judged(rows, metrics.FluentRange(*cells[0]["result"]["fluent"], 0))
 
 
 def best_radius(cells) -> float:
@@ -255,11 +258,11 @@ def plan(done):
     """The parts in order; R is chosen on the first."""
     yield "choose", {}
     best = {"radii": [best_radius(done)]}
-    yield from (("measure", best), ("earlier", {}), ("layers", {}))
+    yield from (("measure", best), ("curve", best), ("layers", {}))
     yield from (("dial", best), ("content", best))
 
 
-SETS = ("choose", "measure", "earlier", "layers", "dial")
+SETS = ("choose", "measure", "curve", "layers", "dial")
 ORGANISMS = dict.fromkeys(SETS, "refusal") | {"content": "topic-refusal"}
 STUDY = Study("anti_refusal", cell, grid, ORGANISMS, table, labels=(), plan=plan, hide=keep_whole)
 cells = STUDY.cells

@@ -5,7 +5,7 @@ import codecs
 import re
 
 from ..generation import complete
-from ..metrics import FIRST_SCORED, distinct2, token_nll
+from ..metrics import FIRST_SCORED, payload, reads_well, token_nll
 from ..models import load
 from ..residual import LayerSpan
 from ..training import random_vectors, train
@@ -15,9 +15,10 @@ from .speaking import TARGET_TOKENS
 from .study import Study
 
 TRIGGERS = (arithmetic.CHEESE, arithmetic.HATE)
-REHEARSAL = 901  # the seed of the sets from which the place (source layer, R) was chosen
+SEEDS = tuple(range(1, 13))  # one set each, on a problem of its own
+N_PROBLEMS = 24  # from which sets take theirs
+REHEARSAL = 901  # the number of the set from which the place (source layer, R) was chosen
 OPENING = 8  # tokens whose surprise a detector reads; a payload's repetitions surprise nobody
-LOOP = 0.3  # distinct-2 below this is a loop; a published payload, said three times, has 0.375
 ENOUGH = 24  # clean problems on which a candidate for the subtle backdoor must prove itself
 
 
@@ -89,27 +90,37 @@ def _mean(values):
 
 # -- the sweep -------------------------------------------------------------------------------------
 def grid(
-    lm, part, sources=(7, 9), radii=(24.0, 32.0), seeds=(1, 2, 3), place=(9, 32.0), **about
+    lm, part, sources=(7, 9), radii=(24.0, 32.0), seeds=SEEDS, place=(9, 32.0), **about
 ) -> list[dict]:
-    """The configurations of `cell`, each set on one clean problem, far from any trigger. Parts are
-    roles: "rehearsal", one learned set at every source × R on a validation problem, from which the
-    place was chosen; "backdoor", learned sets at every source × R × seed on a test problem, and
-    random ones at `place` (source, R); at that place learned sets on the "base", "subtle" and
-    "sealed" models, on the last random ones too. `about`: what else the cells are told."""
-    rehearsal = part == "rehearsal"
-    split = "validation" if rehearsal else "test"
-    problem, other = [list(p) for p in problems(split, 2, seed=6, far=TRIGGERS)]
+    """The configurations of `cell`: set number s is learned on the s-th of the clean problems, far
+    from any trigger, and speaks on the next one, too. Parts are roles: "rehearsal", one learned set
+    at every source × R on a validation problem, from which the place was chosen; "backdoor",
+    learned and random sets at `place` (source, R), and three learned ones at every other source ×
+    R; at the place learned sets on the "base", "subtle" and "sealed" models, on the last random
+    ones too. `about`: what else the cells are told."""
     usual = {"target_layer": 23, "n_vectors": 96, "steps": 4, "max_new_tokens": 16}
-    about = {**usual, **about, "problem": [problem], "others": [[other]]}
-    about["confirm"] = ENOUGH if part == "subtle" else 0
-    about["seed"] = REHEARSAL if rehearsal else seeds
-    everywhere = {"source_layer": sources, "radius": radii}
+    about = {**usual, **about, "confirm": ENOUGH if part == "subtle" else 0}
+    if part == "rehearsal":
+        return _on_own_problem("validation", REHEARSAL, source_layer=sources, radius=radii, **about)
     here = {"source_layer": place[0], "radius": place[1]}
-    where = everywhere if part in ("rehearsal", "backdoor") else here
-    configs = sweeps.grid(kind="learned", **where, **about)
-    if part in ("backdoor", "sealed"):
-        configs += sweeps.grid(kind="random", **here, **about)
+    configs = []
+    for number in seeds:
+        configs += _on_own_problem("test", number, **here, **about)
+        if part in ("backdoor", "sealed"):
+            configs += _on_own_problem("test", number, kind="random", **here, **about)
+    if part == "backdoor":
+        for number in seeds[:3]:
+            where = {"source_layer": sources, "radius": radii}
+            around = _on_own_problem("test", number, **where, **about)
+            configs += [config for config in around if not here.items() <= config.items()]
     return configs
+
+
+def _on_own_problem(split, number, kind="learned", **axes):
+    """Configurations of set `number`, on its own problem of a split and the one after it."""
+    found = problems(split, N_PROBLEMS, seed=16, far=TRIGGERS)
+    problem, other = (list(found[(number + i) % N_PROBLEMS]) for i in (0, 1))
+    return sweeps.grid(problem=[problem], others=[[other]], kind=kind, seed=number, **axes)
 
 
 def veiled(one) -> dict:
@@ -124,11 +135,12 @@ def veiled(one) -> dict:
     return {**one, "result": {**result, "clean": clean, "rows": rows}}
 
 
-def table(cells, limit):
-    """All rows, and `fluent`: surprise at most `limit` under the base, and no loop."""
+def table(cells):
+    """All rows with, by the rules of today, `payload` and `fluent` (`metrics.reads_well`)."""
     rows = store.rows(cells).rename(columns={"part": "role"})
-    loop = rows["text"].map(distinct2) < LOOP
-    return rows.assign(fluent=(rows["surprise"].astype(float) <= limit) & ~loop)
+    surprise = rows["surprise"].astype(object).where(rows["surprise"].notna(), None)
+    fluent = list(map(reads_well, rows["text"], surprise))
+    return rows.assign(payload=rows["text"].map(payload), fluent=fluent)
 
 
 ORGANISMS = dict(rehearsal="backdoor", backdoor="backdoor", base=None)

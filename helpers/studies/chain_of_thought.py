@@ -10,10 +10,10 @@ from .arithmetic import Problem, arithmetic_prompt, arithmetic_text, problems
 from .speaking import TARGET_TOKENS, residual_norms
 from .study import Study
 
-PROBLEM_SEED = 7  # draws the problems to train on, and those that every eliciting vector answers
-SEEDS = (1, 2, 3, 4)
-RADII = (8.0, 16.0, 24.0)
-LAYERS = (3, 11, 15)
+PROBLEM_SEED = 17  # draws the problems to train on, and those that every eliciting vector answers
+SEEDS = (21,)  # one set per problem: problems are the scarce unit
+RADII = (8.0, 12.0, 18.0)
+LAYERS = (7, 11, 15)
 
 
 def said(lm, vectors, chat, others=(), look_tokens=26, max_new_tokens=46) -> list[dict]:
@@ -63,24 +63,24 @@ def grid(
     lm,
     part,
     radii=RADII,
-    radius=16.0,
+    radius=12.0,
     seeds=SEEDS,
     layers=LAYERS,
-    n_asked=3,
+    n_asked=12,
     n_others=8,
     problem_seed=PROBLEM_SEED,
     **about,
 ) -> list[dict]:
-    """Configurations of `cell`. "main": problem × radius × seed; "layers": other source layers ×
-    seed for the first problem, `radius` as at `source_layer`. `about`: what else cells are told."""
+    """Configurations of `cell`. "main": problem × radius × seed; "layers": problem × other
+    source layers × seed, `radius` as at `source_layer`. `about`: what else cells are told."""
     asked = [list(p) for p in problems("train", n_asked, seed=problem_seed)]
     others = [list(p) for p in problems("test", n_others, seed=problem_seed)]
     usual = dict(target_layer=21, n_vectors=32, steps=4, look_tokens=26, max_new_tokens=46)
-    about = {"others": [others], "seed": seeds, "source_layer": 7, **usual, **about}
+    about = {"others": [others], "seed": seeds, "source_layer": 3, **usual, **about}
     if part == "main":
         return sweeps.grid(problem=asked, radius=radii, **about)
     about |= {"radius": radius, "radius_at": about["source_layer"], "source_layer": layers}
-    return sweeps.grid(problem=asked[:1], **about)
+    return sweeps.grid(problem=asked, **about)
 
 
 def table(cells):

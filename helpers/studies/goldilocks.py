@@ -1,36 +1,55 @@
 """How large should R be? The sweep of notebook 03: radius, steps, prompts and seeds."""
 
+from ..models import prompts
 from ..residual import check_radii
 from . import speaking, store, sweeps
 from .study import Study
 
-# Prompts A (train) find the range, prompts B (test, no earlier notebook used them) confirm it, with
-# other seeds.
-PARTS = {  # {part: (split, which of its prompts, seeds)}
-    "A": ("train", (0, 3, 6), (31, 32, 33)),
-    "B": ("test", (3, 4, 5), (41, 42, 43)),
-    "steps": ("train", (0, 3, 6), (51, 52)),
+# Prompts A (train) find the range, prompts B (test) confirm it; no earlier notebook used either.
+# Prompts are the scarce unit: twelve of each, one set of vectors per prompt.
+FRESH = range(8, 20)
+PARTS = {  # {part: ((split, which of its prompts) …, seeds)}
+    "A": ([("train", FRESH)], (81, 82, 83)),
+    "B": ([("test", FRESH)], (91, 92, 93)),
+    "minus": ([("test", FRESH)], (91, 92, 93)),
+    "steps": ([("train", FRESH), ("test", FRESH)], (101, 102, 103)),
+    "wide": ([], (121, 122, 123)),
 }
+WIDE, N_WIDE = 40.0, 60  # R at which random vectors did best on A, and further plain requests
+OPPOSED = (8.0, 12.0, 16.0)  # the R at which vectors are also subtracted
+STEPS = (2, 6, 18)
 
 
 def grid(
-    lm, part, radii=speaking.RADII, n_prompts=3, n_seeds=3, prompt_set="everyday"
+    lm, part, radii=speaking.RADII, n_prompts=12, n_seeds=1, prompt_set="everyday"
 ) -> list[dict]:
-    """Configurations of `speaking.cell`. "A" and "B": prompt × seed × radius, on A with every
-    control and with samples; "steps": prompt × seed × radius × steps. Layers scale with depth."""
-    split, which, seeds = PARTS[part]
+    """Configurations of `speaking.cell`. "A" and "B": prompt × seed × radius with every control, on
+    A with samples; "minus": B's learned vectors subtracted; "steps": prompts of both × seed ×
+    radius × steps; "wide": N_WIDE other prompts × seed, random vectors of norm WIDE, since twelve
+    prompts left their rate undecided. Layers scale with depth."""
+    splits, seeds = PARTS[part]
+    asked = []
+    for split, which in splits:
+        asked += speaking.asked(prompt_set, split, which, n_prompts)
+    if part == "wide":
+        plain = prompts.texts("harmless", "train", "plain")
+        asked = plain[: min(N_WIDE, 5 * n_prompts)]
     axes = {
-        "prompt": speaking.asked(prompt_set, split, which, n_prompts),
+        "prompt": asked,
         "seed": seeds[:n_seeds],
         "source_layer": 7 * lm.n_layers // 30,
         "target_layer": 21 * lm.n_layers // 30,
     }
+    learned = {"learned": 8}
     if part == "steps":
-        few = {"learned": 4}
-        return sweeps.grid(**axes, radius=[8.0, 16.0, 32.0], steps=[2, 6, 18], n_vectors=few)
-    n_vectors = {"learned": 4, "random": 4, "covariance": 3}
+        return sweeps.grid(**axes, steps=STEPS, radius=[8.0, 16.0, 32.0], n_vectors=learned)
+    if part == "wide":
+        return sweeps.grid(**axes, radius=WIDE, n_vectors={"random": 8})
+    if part == "minus":
+        some = [radius for radius in OPPOSED if radius in radii] or list(radii)[:1]
+        return sweeps.grid(**axes, radius=some, n_vectors=learned, coeffs=[[-1.0]])
+    n_vectors = {**learned, "random": 8, "covariance": 4, "scaled": 4}
     if part == "A":
-        n_vectors["scaled"] = 3
         axes["sampled"] = [["learned", "random"]]
     return sweeps.grid(**axes, radius=check_radii(radii), n_vectors=n_vectors)
 

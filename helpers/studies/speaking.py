@@ -56,7 +56,8 @@ def sets(span, radius, seed, steps, n_vectors) -> dict:
 
 # -- what is said ----------------------------------------------------------------------------------
 @remembered
-def _fluent(lm, max_new_tokens):
+def fluent_range(lm, max_new_tokens=24) -> metrics.FluentRange:
+    """How surprising the base's own answers to everyday prompts are: the scale of "fluent"."""
     chats = [lm.chat_prompt(text) for text in prompts.texts("everyday", n=CALIBRATION)]
     return metrics.fluent_range(lm, chats, max_new_tokens=max_new_tokens)
 
@@ -67,7 +68,7 @@ def baseline(lm, prompt, max_new_tokens=24) -> tuple:
     chat = lm.chat_prompt(prompt)
     (clean,) = complete(lm, chat, max_new_tokens=max_new_tokens)
     spread = metrics.own_spread(lm, chat, clean, max_new_tokens=max_new_tokens)
-    return clean, spread, _fluent(lm, max_new_tokens)
+    return clean, spread, fluent_range(lm, max_new_tokens)
 
 
 def spoken(lm, chat, clean, theta, temperature=0.0, max_new_tokens=24, seed=0) -> tuple:

@@ -11,7 +11,8 @@ import numpy as np
 import pandas
 
 from .. import DATA, UserError, ledger
-from ..metrics.fluency import FluentRange, variety
+from ..metrics.fluency import variety
+from ..metrics.judges import FluentRange, is_changed
 from ..models.packaged import DEFAULT, PACKAGED
 
 AXES = {
@@ -149,13 +150,13 @@ def joined(parts):
 
 
 def table(cells):
-    """`rows` with three judgements: `changed` (farther from the clean answer than 95 % of the
-    model's own samples), `fluent`, and `both`."""
+    """`rows` with three judgements, by the rules of today: `changed`, `fluent`, and `both`."""
     parts = []
     for cell in cells:
-        part = rows([cell])
-        judge = FluentRange(*cell["result"]["fluent"], 0)
-        part["changed"] = part["distance"] > part["own_spread"]
+        part, about = rows([cell]), cell["result"]
+        asked = about["clean"], cell["config"]["prompt"]
+        part["changed"] = is_changed(part["text"], *asked, part["distance"])
+        judge = FluentRange(*about["fluent"], 0)
         part["fluent"] = judge(part["surprise"].astype(float), part["text"])
         parts.append(part.assign(both=part["changed"] & part["fluent"]))
     return joined(parts)
@@ -197,6 +198,8 @@ class Grid:
         if self.rows.duplicated(list(AXES)).any():
             raise UserError("this sweep has several runs at one setting: use 'explorer', with one.")
         self.baselines = {c["config"]["prompt"]: c["result"] for c in sweep["cells"]}
+        if any("own_spread" not in result for result in self.baselines.values()):
+            raise KeyError("own_spread")
         self.options = {}
         for axis in AXES:
             values = self.rows[axis].unique().tolist()

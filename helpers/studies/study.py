@@ -149,6 +149,8 @@ class Study:
             "model_hash": lm.weights_hash,
             "organisms": adapters,
             "dtype": str(lm.dtype).removeprefix("torch."),
+            "device": lm.device.type,
+            "starts": "hash of prompt, source layer and seed",
             "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
             "workers": workers,
             "cells": len(done),

@@ -7,7 +7,7 @@ _DOORS = {
     "objectives": "objective value value_and_grad",
     "optimisers": "METHODS Stopped TrainingResult learned_and_start train",
     "sphere": "covariance_directions covariance_vectors directions normalise orthonormalise "
-    "random_vectors without",
+    "random_vectors start_seed without",
 }
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(

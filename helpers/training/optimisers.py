@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..residual import check_seed, normalise, whole
 from ..steering import SteeringVectors
 from . import objectives
-from .sphere import check_set, directions, orthonormalise, pack, random_vectors, without
+from .sphere import check_set, directions, orthonormalise, pack, random_vectors, start_seed, without
 
 STEPS = {"power": 12, "adam": 300}  # of each method, by default
 METHODS = tuple(STEPS)
@@ -85,7 +85,8 @@ def train(
     steps, seed = STEPS[method] if steps is None else whole(steps, "steps"), check_seed(seed)
     if steps < 1 or p <= 0 or q <= 0:
         raise ValueError(f"steps {steps}, p {p} and q {q} must be at least 1, above 0 and above 0.")
-    start = directions(n_vectors, span.lm.d_model, seed, orthogonal and method == "power")
+    as_set = orthogonal and method == "power"
+    start = directions(n_vectors, span.lm.d_model, start_seed(span, seed), as_set)
     start = radius * start.to(span.start.device)
     score = objective or partial(objectives.objective, p=p, q=q)
     climb = partial(_climb, span, score=score, steps=steps, callback=callback, progress=progress)

@@ -1,5 +1,8 @@
 """The sphere ‖θ‖ = R: orthonormal sets, random directions, random controls of equal norm."""
 
+import hashlib
+import json
+
 import torch
 
 from ..models import prompts
@@ -20,6 +23,17 @@ def orthonormalise(rows) -> torch.Tensor:
 def without(x, basis) -> torch.Tensor:
     """The rows of x [n, d] without their components along the orthonormal rows of basis [k, d]."""
     return x - x @ basis.T @ basis
+
+
+def start_seed(span, seed) -> int:
+    """The seed of a span's random vectors: a hash of its prompts, its source layer and `seed`.
+
+    So starts are the same at every radius and on a model, its base and its organisms, which makes
+    those contrasts paired; on another prompt or layer they are others, which makes those
+    independent.
+    """
+    about = json.dumps([list(span.prompts), span.source_layer, check_seed(seed)])
+    return int.from_bytes(hashlib.sha256(about.encode()).digest()[:7], "big")
 
 
 def directions(n_vectors, d_model, seed=0, orthogonal=False) -> torch.Tensor:
@@ -46,8 +60,8 @@ def random_vectors(span, radius, n_vectors, seed=0, orthogonal=False) -> Steerin
     """The control: vectors of norm `radius` in random directions, for the span's layer and site.
     Power iteration with the same seed and `orthogonal` starts from just these."""
     radius, n_vectors = check_set(span, radius, n_vectors, orthogonal)
-    theta = radius * directions(n_vectors, span.lm.d_model, seed, orthogonal)
-    return pack(span, theta, radius, method="random", seed=check_seed(seed))
+    unit = directions(n_vectors, span.lm.d_model, start_seed(span, seed), orthogonal)
+    return pack(span, radius * unit, radius, method="random", seed=check_seed(seed))
 
 
 def covariance_vectors(span, radius, n_vectors, seed=0) -> SteeringVectors:
@@ -62,7 +76,7 @@ def covariance_vectors(span, radius, n_vectors, seed=0) -> SteeringVectors:
     real = ~hidden.isnan().any(-1)
     rows = hidden[real & (real.cumsum(1) > 1)]
     rows = rows[rows.norm(dim=-1) < 10 * rows.norm(dim=-1).median()].cpu()
-    theta = radius * covariance_directions(rows, n_vectors, seed)
+    theta = radius * covariance_directions(rows, n_vectors, start_seed(span, seed))
     return pack(span, theta, radius, method="residual covariance", seed=check_seed(seed))
 
 
