@@ -730,7 +730,9 @@ def test_house_style(path):
 def test_the_method_of_notebook_02_is_that_of_helpers(tiny, n_vectors, steps, radius):
     nb = notebooks.read(ROOT / "notebooks" / "02_training_one_vector.ipynb")
     (method,) = notebooks.tagged(nb, "method")
-    names = {name: getattr(training, name) for name in ("normalise", "orthonormalise")}
+    names = {
+        name: getattr(training, name) for name in ("normalise", "orthonormalise", "start_seed")
+    }
     names["torch"] = torch
     exec(method.source, names)
     span = LayerSpan(tiny, ["What is the time?", "Hello"], 1, 4, target_positions=slice(-3, None))

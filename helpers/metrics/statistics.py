@@ -117,6 +117,8 @@ def roc(score, label) -> tuple[np.ndarray, np.ndarray]:
     """False and true positive rates at every threshold, from none to all flagged."""
     from sklearn.metrics import roc_curve
 
+    if not len(label):
+        return np.array([0.0, 1.0]), np.zeros(2)
     with warnings.catch_warnings():  # of labels that are all alike: their rates are 0 then
         warnings.simplefilter("ignore")
         false, true, _ = roc_curve(np.asarray(label, bool), score, drop_intermediate=False)
