@@ -6,6 +6,7 @@ import ast
 import errno
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -327,6 +328,35 @@ def test_only_files_that_exist_are_named(tree, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "its process ended with 1" in out and "as far as it came" not in out
     assert not list((tree / "build").glob("*00_a*"))
+
+
+def test_a_part_of_a_notebook_is_no_result(tree, capsys, monkeypatch):
+    """Kind 25: what a full disk leaves is removed, not offered."""
+    add(tree, "00_a", "1")
+    partial, script = tree / "build" / ".00_a.partial.ipynb", tree / "full"
+    script.write_text(f"""#!/bin/sh\nprintf '{{"cells": [' > '{partial}'\nexit 1\n""")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    assert runner.run(build=tree / "build") == ["00_a"]
+    assert "as far as it came" not in capsys.readouterr().out
+    assert not list((tree / "build").glob("*00_a*"))
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_path_with_an_accent_runs_in_every_locale(tree, locale):
+    """Kind 24, and with Python's own remedy for LANG=C turned off."""
+    build = tree / "b é"
+    add(tree, "00_a", "print('fine')")
+    code = (
+        "import sys; from pathlib import Path; from helpers.workbook import notebooks, runner\n"
+        "runner.ROOT = notebooks.ROOT = Path(sys.argv[1])\n"
+        "sys.exit(bool(runner.run(build=Path(sys.argv[2]))))"
+    )
+    strict = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code, str(tree), str(build)]
+    done = subprocess.run(command, env={**os.environ, **strict}, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "fine" in texts(build / "00_a.ipynb")
 
 
 def test_another_clone_is_refused_and_doctor_says_whose_helpers_are_imported(

@@ -47,6 +47,8 @@ papermill_engines.register("workbook", WorkbookEngine)
 def execute(path, output, parameters, cwd, cell_seconds) -> str | None:
     """Execute the notebook at `path` into the file `output`. Returns None, or where and why it
     failed: a cell or a widget's callback raised, the kernel died, the disk is full."""
+    # under LANG=C the runner's paths may hold undecoded bytes, which no notebook can
+    path, output, cwd = (os.fsdecode(os.fsencode(name)) for name in (path, output, cwd))
     nb = read(path)
     target = str(output).replace("{", "{{").replace("}", "}}")  # papermill formats its paths
     settings = {"engine_name": "workbook", "kernel_name": "python3", "language": "python"}

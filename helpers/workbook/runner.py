@@ -70,7 +70,7 @@ class Job:
             "WORKBOOK_NOTEBOOK": self.name,
             "WORKBOOK_DEFAULT_RUN": "1" if self.default else "",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-            "PYTHONIOENCODING": "utf-8",  # what went wrong is read as that
+            "PYTHONUTF8": "1",  # whatever the locale: what went wrong is read as that
         }
 
     def start(self, one_thread) -> None:
@@ -108,9 +108,12 @@ class Job:
             self.log.seek(0)
             said = self.log.read().decode(errors="replace").strip().splitlines()[-2:]
             problem = "\n".join(said) or f"its process ended with {self.process.returncode}"
-            if self.partial.exists():
+            try:
+                read(self.partial)
                 os.replace(self.partial, self.failed)
                 problem += f"\n  as far as it came: {self.failed}"
+            except UserError:  # none, or a part of one, as a full disk leaves it
+                self.partial.unlink(missing_ok=True)
             print(f"FAILED {self.name} after {seconds}, {problem}", flush=True)
         self.close()
         self.log.close()

@@ -8,6 +8,7 @@ backslashes of their own), everything else as Python prints it.
 """
 
 import json
+import os
 import random
 import re
 import signal
@@ -259,6 +260,48 @@ def test_every_legal_value_runs(name, asked, tmp_path):
     (cell,) = notebooks.tagged(notebooks.read(path), "parameters")
     values = {**cell.metadata["nbmake"]["mock"], **asked}
     assert runner.run([path], values, build=tmp_path, workers=1) == []
+
+
+def legal(values):
+    """(name, value) to run whole: each parameter at its other legal values. Those that are refused
+    are in tests/test_workbook.py, and so is what only a real model has room for."""
+    for name, value in values.items():
+        if name == "SOURCE_LAYER":
+            others = [0, values["TARGET_LAYER"] - 1]
+        elif name == "TARGET_LAYER":
+            others = [values["SOURCE_LAYER"] + 1]
+        elif isinstance(value, list):
+            others = [value[::-1], value[:1], value[1:]]
+        elif isinstance(value, float):
+            others = [1e-6, 1e6]
+        else:
+            others = [1, value + 1] if isinstance(value, int) else []
+        yield from ((name, other) for other in others if other not in (value, []))
+
+
+@pytest.mark.skipif("TABLE" not in os.environ, reason="some 200 whole runs: set TABLE=1")
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_the_whole_table_of_parameters(path, tmp_path, monkeypatch):
+    """Kind 16, once: TABLE=1 pytest tests/slow/test_whole_runs.py -k whole_table. It succeeds, or
+    the cell after the parameters refuses."""
+    for name, value in runner.ONE_THREAD.items():
+        monkeypatch.setenv(name, value)
+    nb = notebooks.read(path)
+    (cell,) = notebooks.tagged(nb, "parameters")
+    usual = {**notebooks.parameters_of(nb), **cell.metadata["nbmake"]["mock"]}
+    asked = list(legal(usual))
+
+    def wrong(number):
+        name, value = asked[number]
+        build = tmp_path / str(number)
+        if runner.run([path], {**usual, name: value}, build=build, workers=1):
+            done = notebooks.read(build / f"{path.stem}.failed.ipynb")
+            raised = [c for c in done.cells for o in c.get("outputs", []) if "ename" in o]
+            if not raised or "parameters.check(" not in raised[-1].source:
+                return name, value
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [found for found in pool.map(wrong, range(len(asked))) if found] == []
 
 
 @pytest.mark.parametrize(
