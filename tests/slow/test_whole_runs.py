@@ -295,7 +295,8 @@ def test_the_whole_table_of_parameters(path, tmp_path, monkeypatch):
         name, value = asked[number]
         build = tmp_path / str(number)
         if runner.run([path], {**usual, name: value}, build=build, workers=1):
-            done = notebooks.read(build / f"{path.stem}.failed.ipynb")
+            (failed,) = build.glob("runs/*/*.failed.ipynb")
+            done = notebooks.read(failed)
             raised = [c for c in done.cells for o in c.get("outputs", []) if "ename" in o]
             if not raised or "parameters.check(" not in raised[-1].source:
                 return name, value
