@@ -206,20 +206,22 @@ def kappa(a: Iterable, b: Iterable) -> float:
 
 
 def agreement(study: str, label: str, half: str = "report") -> dict:
-    """How a rule agrees with the readers on one half of the labels.
+    """How a rule agrees with the readers on the texts of one half that it was not set on.
 
     label: "fluent", "changed" or "both" (03), "kind" or "refusal" (04), "steps" (05), "payload" or
-    "fluent" (06). {"n", "agree": share, with the first reader, "rule": κ with each reader,
-    "readers": theirs with each other}.
+    "fluent" (06). {"n", "agree": share, with the first reader, "rule": κ with each reader who read
+    all of them, "readers": κ of two with each other, on all texts that both read}.
     """
     texts = labels(study, half)
     ours = judged_by_rule(study, label, texts)
-    read = [_read(label, texts, reader) for reader in (0, 1)]
+    read = [_read(label, texts, r) for r in range(min(len(t["readers"]) for t in texts))]
+    both = [t for t in labels(study) if len(t["readers"]) > 1]
+    readers = kappa(*(_read(label, both, reader) for reader in (0, 1)))
     return {
         "n": len(texts),
         "agree": float((ours == read[0]).mean()),
         "rule": [kappa(ours, one) for one in read],
-        "readers": kappa(*read),
+        "readers": readers,
     }
 
 
@@ -246,12 +248,12 @@ def errors(label: str, half: str | None = None) -> list[dict]:
 def kappa_line(study: str, label: str) -> str:
     """One line to stand beside a figure: "the rule for fluent agrees with readers at κ .87 …"."""
     found = agreement(study, label)
-    low, high = sorted(found["rule"])
+    low, high = min(found["rule"]), max(found["rule"])
     ours = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} and {high:.2f}"
     name = {"both": "changed and fluent", "kind": "kind of answer"}.get(label, label)
     return (
-        f"The rule for “{name}” agrees with two readers at κ {ours} (they with each other: "
-        f"{found['readers']:.2f}; {found['n']} texts that it was not set on)."
+        f"The rule for “{name}” agrees with readers at κ {ours} on {found['n']} texts that it was "
+        f"not set on (two readers with each other: {found['readers']:.2f})."
     )
 
 
