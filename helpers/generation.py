@@ -1,17 +1,49 @@
 """What the model then says: prompts × vectors completions, in batches."""
 
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
-from .models import LanguageModel
-from .residual import check_finite, check_kind, check_length, check_seed, in_parts, whole
+from .models import LanguageModel, remembered
+from .residual import check_finite, check_kind, check_length, check_seed, in_parts, whole, without_hooks
 from .steering import Scope, check_vectors, coefficients, steer
 
 SHARED = 8  # as many tokens in common at the beginning are worth the bookkeeping of `_read_once`
+
+
+class _InPlace(DynamicLayer):
+    """The keys and values of one block, written where there is room for them: a DynamicLayer copies
+    all of them for each new token."""
+
+    def __init__(self, filled, rows, length):
+        """`filled`: a layer that holds the beginning; `rows`: which of its rows each row continues;
+        `length`: of prompt and completion."""
+        super().__init__()
+        self.lazy_initialization(filled.keys, filled.values)
+        self.room = [self._roomy(held, rows, length) for held in (filled.keys, filled.values)]
+        self._show(filled.keys.shape[2])
+
+    @staticmethod
+    def _roomy(held, rows, length):
+        _, heads, n, size = held.shape
+        room = held.new_empty(len(rows), heads, max(n, length), size)
+        room[:, :, :n] = held.expand(len(held), heads, n, size)[rows]
+        return room
+
+    def _show(self, n):
+        self.keys, self.values = (room[:, :, :n] for room in self.room)
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        n = self.keys.shape[2]
+        end = n + key_states.shape[2]
+        for room, states in zip(self.room, (key_states, value_states)):
+            room[:, :, n:end] = states
+        self._show(end)
+        return self.keys, self.values
 
 
 class _Sampling(LogitsProcessor):
@@ -106,7 +138,10 @@ def complete(
     def say(part):
         which = [v for v, _ in part]
         encoded = lm.encode([prompts[i] for _, i in part])
-        asked = _read_once(lm, encoded, which, steered) if Scope.of(tokens) == Scope() else encoded
+        asked = encoded
+        if Scope.of(tokens) == Scope():
+            below = 0 if vectors is None else vectors.check(lm)
+            asked = _read_once(lm, encoded, which, steered, below, max_new_tokens)
         opening = _First(first)
         processors = [opening]
         if temperature:
@@ -121,7 +156,7 @@ def complete(
         new = out[:, encoded["input_ids"].shape[1] :]
         return lm.tokenizer.batch_decode(new, skip_special_tokens=True), opening.logp
 
-    with bar, _no_settings(lm.model):
+    with bar, _no_settings(lm.model), _contiguous_head(lm.model):
         done, _ = in_parts(say, rows, batch_size, "completions")
     texts = sum([part for part, _ in done], [])
     if vectors is not None:
@@ -152,9 +187,25 @@ def _no_settings(model):
         model.generation_config = own
 
 
-def _read_once(lm, encoded, which, steered) -> dict:
-    """What `generate` gets: the prompts, and where many begin alike (a chat's system prompt) the
-    cache of that beginning, read once per vector instead of once per row.
+@contextmanager
+def _contiguous_head(model):
+    """While inside, the head is given a contiguous tensor: transformers hands it one token's slice
+    of the hidden states, for which a product would copy the head once per row."""
+    head = model.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _read_once(lm, encoded, which, steered, below, max_new_tokens) -> dict:
+    """What `generate` gets: the prompts, and the cache of the beginning that all of them share (of
+    one prompt: all but its last token), read once per vector instead of once per row, and in the
+    blocks before `below`, which no vector changes, once for all of them.
 
     `which`: the vector of each row; `steered(vectors)`: a context that steers by them. A row is
     then [beginning, padding, rest]. That is the same to plain attention only, so other caches are
@@ -162,30 +213,106 @@ def _read_once(lm, encoded, which, steered) -> dict:
     """
     vectors = list(dict.fromkeys(which))
     n = _n_alike(encoded)
-    if n < SHARED or len(which) < 2 * len(vectors):
+    if n < SHARED:
         return encoded
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
-    beginning = ids[0][mask[0].bool()][:n].expand(len(vectors), n)
-    with steered(vectors):
-        cache = lm.model(
-            input_ids=beginning,
-            attention_mask=torch.ones_like(beginning),
-            use_cache=True,
-            return_dict=True,
-            logits_to_keep=1,
-        ).past_key_values
-    if type(cache) is not DynamicCache or {type(layer) for layer in cache.layers} != {DynamicLayer}:
+    beginning = ids[0][mask[0].bool()][:n]
+    if below and len(vectors) > 1 and _can_replay(lm, below):
+        clean, outputs = _read(lm, beginning[None], below)
+        with steered(vectors), _replayed(lm, outputs, len(vectors)):
+            cache, _ = _read(lm, beginning.expand(len(vectors), n))
+    else:
+        with steered(vectors):
+            cache, _ = _read(lm, beginning.expand(len(vectors), n))
+        clean = cache
+    if any(type(layer) is not DynamicLayer for one in (clean, cache) for layer in _layers(one)):
         return encoded
-    cache.reorder_cache(torch.tensor([vectors.index(v) for v in which], device=lm.device))
+    rows = torch.tensor([vectors.index(v) for v in which], device=lm.device)
+    length = ids.shape[1] + max_new_tokens
+    layers = []
+    for k, (one, other) in enumerate(zip(clean.layers, cache.layers)):
+        shared = clean is not cache and k < below
+        layers.append(_InPlace(one if shared else other, 0 * rows if shared else rows, length))
+    cache.layers = layers
     starts = ids.shape[1] - mask.sum(1) + n  # of what follows the beginning
     rest = torch.arange(n, ids.shape[1], device=lm.device) >= starts[:, None]  # [n_rows, …]
-    begin = beginning[:1].expand(len(which), n)
+    begin = beginning.expand(len(which), n)
     padded = ids[:, n:].where(rest, lm.tokenizer.pad_token_id)
     return {
         "input_ids": torch.cat([begin, padded], 1),
         "attention_mask": torch.cat([torch.ones_like(begin), rest.to(mask.dtype)], 1),
         "past_key_values": cache,
     }
+
+
+def _layers(cache) -> list:
+    """A plain cache's layers; of another kind, something that is none."""
+    return cache.layers if type(cache) is DynamicCache else [cache]
+
+
+def _read(lm, ids, recorded=0):
+    """One pass over tokens [n, n_tokens] without padding: the cache it leaves, and what the first
+    `recorded` blocks gave, before any hook."""
+    outputs = [None] * recorded
+
+    def keep(k, forward, *args, **kwargs):
+        outputs[k] = forward(*args, **kwargs)
+        return outputs[k]
+
+    with ExitStack() as stack:
+        for k in range(recorded):
+            block = lm.blocks[k]
+            stack.enter_context(_instead(block, partial(keep, k, block.forward)))
+        options = dict(use_cache=True, return_dict=True, logits_to_keep=1)
+        out = lm.model(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    return out.past_key_values, outputs
+
+
+@contextmanager
+def _instead(block, forward):
+    """While inside, a block computes `forward`; its hooks act as ever."""
+    own = vars(block).get("forward")
+    block.forward = forward
+    try:
+        yield
+    finally:
+        del block.forward
+        if own is not None:
+            block.forward = own
+
+
+@contextmanager
+def _replayed(lm, outputs, n):
+    """While inside, the first blocks give what they gave before, to `n` rows."""
+    with ExitStack() as stack:
+        for block, output in zip(lm.blocks, outputs):
+            wide = _expand(output, n)
+            stack.enter_context(_instead(block, lambda *args, wide=wide, **kwargs: wide))
+        yield
+
+
+def _expand(output, n):
+    if isinstance(output, tuple):
+        return tuple(_expand(one, n) for one in output)
+    return output.expand(n, *output.shape[1:]) if torch.is_tensor(output) else output
+
+
+@remembered
+@torch.no_grad()
+def _can_replay(lm, below) -> bool:
+    """Do the blocks from `below` on give the same where those before are replayed? Not where they
+    hand on more than the hidden states, or share keys and values."""
+    ids = torch.arange(SHARED, device=lm.device)[None]
+    with without_hooks(lm.model):
+        try:
+            plain, outputs = _read(lm, ids, below)
+            with _replayed(lm, outputs, 2):
+                found, _ = _read(lm, ids.expand(2, -1))
+            layers = zip(_layers(plain)[below:], _layers(found)[below:], strict=True)
+            values = [(one.values.expand_as(other.values), other.values) for one, other in layers]
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            return False
+    return bool(values) and all(torch.allclose(a, b, atol=1e-4, rtol=1e-3) for a, b in values)
 
 
 def _n_alike(encoded) -> int:

@@ -7,7 +7,7 @@ _DOORS = {
     "memory": "free_memory is_out_of_memory in_parts",
     "norms": "normalise check_radii check_radius input_norm",
     "sites": "SITES resolve_layer select_tokens check_positions check_site edit_at read_at "
-    "positions_of",
+    "positions_of without_hooks",
     "span": "capture LayerSpan",
 }
 

@@ -214,7 +214,7 @@ def probe(lm, block):
             calls.append((names[module], x.clone(), out.clone()))  # copied: Falcon adds in place
 
     ids = torch.arange(8, device=lm.device).repeat(2, 1)
-    with _without_hooks(lm.model), ExitStack() as stack, torch.no_grad():
+    with without_hooks(lm.model), ExitStack() as stack, torch.no_grad():
         stack.callback(block.register_forward_pre_hook(negate, with_kwargs=True).remove)
         for module in names:
             stack.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
@@ -267,7 +267,7 @@ def _is_sum(total, *parts) -> bool:
 
 
 @contextmanager
-def _without_hooks(model):
+def without_hooks(model):
     """While inside, no hook that is already on the model (another steering, for one) acts."""
     with ExitStack() as stack:
         for module in model.modules():
