@@ -11,7 +11,8 @@ from helpers import generation
 from helpers.generation import complete, pairs
 from helpers.metrics import kl_from_clean, surprise
 from helpers.models import LanguageModel
-from helpers.residual import LayerSpan, capture
+from helpers.residual import LayerSpan, capture, mixed_precision
+from helpers.residual.sites import hidden_of
 from helpers.steering import Scope, SteeringVectors, steer
 
 
@@ -84,6 +85,72 @@ def test_a_beginning_read_once_changes_nothing(architecture, monkeypatch):
     assert plain == [complete(lm, prompt, max_new_tokens=6)[0] for prompt in ALIKE]
     alone = [complete(lm, prompt, vectors, max_new_tokens=6) for prompt in ALIKE]
     assert steered == [[said[v][0] for said in alone] for v in (0, 1)]
+
+
+LONG = "Would you say that tea is better than coffee?"
+
+
+@pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
+def test_one_prompt_is_read_once_below_the_source_block(architecture, monkeypatch):
+    """Many vectors say what each says alone, and the first block reads one row."""
+    lm, seen = tiny_model(architecture), []
+    vectors = vectors_for(lm, 5)
+    alone = [complete(lm, LONG, vectors[k], max_new_tokens=6)[0] for k in range(5)]
+    replays = generation._can_replay(lm, 1)  # asked first: its own passes are not counted
+    own = lm.blocks[0].forward
+
+    def watched(*args, **kwargs):
+        seen.append(tuple(hidden_of(args, kwargs).shape[:2]))
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(lm.blocks[0], "forward", watched)
+    assert complete(lm, LONG, vectors, max_new_tokens=6) == alone
+    if replays and architecture not in WINDOWS + STATES:
+        long = len(ids_of(lm, LONG)) - 1
+        assert [shape for shape in seen if shape[1] > 1] == [(1, long)]
+
+
+def test_an_outer_steering_acts_once_in_blocks_that_are_replayed(tiny):
+    """The replayed blocks' hooks act on what they gave without them."""
+    inner = SteeringVectors(some_vectors(tiny, 3, 4.0), 2)
+    outer = SteeringVectors(some_vectors(tiny, 1, 6.0), 0)
+    with steer(tiny, outer):
+        together = complete(tiny, LONG, inner, max_new_tokens=6)
+        alone = [complete(tiny, LONG, inner[k], max_new_tokens=6)[0] for k in range(3)]
+    assert together == alone
+    assert together != complete(tiny, LONG, inner, max_new_tokens=6)
+
+
+def test_keys_are_written_in_place(tiny):
+    ids = tiny.encode(LONG)["input_ids"]
+    plain, _ = generation._read(tiny, ids[:, :-4])
+    rows = torch.tensor([0, 0, 0])
+    room = [generation._InPlace(layer, rows, ids.shape[1]) for layer in plain.layers]
+    at = [layer.keys.data_ptr() for layer in room]
+    plain.reorder_cache(rows)
+    new = torch.randn(3, *room[0].keys.shape[1:2], 4, room[0].keys.shape[3])
+    for layer, other in zip(plain.layers, room):
+        wanted, found = layer.update(new, 2 * new), other.update(new, 2 * new)
+        assert all(torch.equal(a, b) for a, b in zip(wanted, found))
+        assert other.get_seq_length() == ids.shape[1]
+    assert at == [layer.keys.data_ptr() for layer in room]
+
+
+@pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
+def test_mixed_precision_is_near_and_leaves_no_trace(architecture):
+    lm = tiny_model(architecture)
+    encoded = lm.encode(LONG)
+    before = lm.model(**encoded).logits
+    with mixed_precision(lm):
+        within = lm.model(**encoded).logits
+    assert torch.equal(lm.model(**encoded).logits, before)
+    assert within.dtype == before.dtype
+    if any(type(m) is torch.nn.Linear for m in lm.blocks.modules()):
+        assert not torch.equal(within, before)
+    spread = before.std()
+    assert (within - before).abs().mean() < 0.05 * spread
+    texts = complete(lm, LONG, vectors_for(lm), max_new_tokens=4, mixed=True)
+    assert np.shape(texts) == (3, 1)
 
 
 def test_shape_and_order_of_the_result(tiny):

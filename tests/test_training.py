@@ -33,6 +33,7 @@ from helpers.training import (
 )
 
 WAYS = [(method, orthogonal) for method in METHODS for orthogonal in (True, False)]
+WAYS.append(("power", "symmetric"))
 every_way = pytest.mark.parametrize("method, orthogonal", WAYS)
 
 
@@ -248,6 +249,16 @@ def test_stopping_between_vectors_keeps_those_that_are_done(span, stop_at, n_who
         quietly(span, 2.0, 3, callback=watching([], 3), **way)
 
 
+def test_mixed_precision_is_verified_in_full(span):
+    """Near the vectors of full precision, and `best` is what they have there."""
+    whole, mixed = (quietly(span, 3.0, 3, steps=3, mixed=mixed) for mixed in (False, True))
+    cosines = torch.cosine_similarity(whole.vectors.tensor, mixed.vectors.tensor)
+    assert 0.9 < cosines.min() and not torch.equal(whole.vectors.tensor, mixed.vectors.tensor)
+    torch.testing.assert_close(mixed.best, value(span, mixed.vectors.tensor))
+    assert mixed.vectors.provenance["mixed"] is True and "mixed" not in whole.vectors.provenance
+    torch.testing.assert_close(whole.best, value(span, whole.vectors.tensor))
+
+
 # --- the sphere -----------------------------------------------------------------------------------
 @few
 @given(n=st.integers(1, 6), extra=st.integers(0, 6), seed=st.integers(0, 99))
@@ -261,10 +272,22 @@ def test_orthonormalise(n, extra, seed):
         assert without(x[:k], rows[:k]).abs().max() < 1e-10
 
 
+def test_the_symmetric_set_is_the_nearest_orthonormal_one_and_no_row_is_first():
+    x = torch.randn(5, 9, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    rows = orthonormalise(x, symmetric=True)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(5, dtype=x.dtype))
+    assert (rows - x).norm() < (orthonormalise(x) - x).norm()
+    turned = orthonormalise(x.flip(0), symmetric=True).flip(0)
+    torch.testing.assert_close(turned, rows)  # where QR favours the first
+    assert (orthonormalise(x.flip(0)).flip(0) - orthonormalise(x)).abs().max() > 0.1
+
+
 def test_an_orthonormal_set_comes_back_unchanged_and_so_does_its_negative():
     x = orthonormalise(torch.randn(8, 20, generator=torch.Generator().manual_seed(0)))
     for rows in (x, -x, x * torch.tensor([1.0, -1.0]).repeat(4)[:, None]):
-        torch.testing.assert_close(orthonormalise(rows), rows, atol=1e-5, rtol=0)
+        for symmetric in (False, True):
+            again = orthonormalise(rows, symmetric)
+            torch.testing.assert_close(again, rows, atol=1e-5, rtol=0)
     plain = [torch.linalg.qr(rows.T).Q.T - rows for rows in (x, -x)]
     assert torch.stack(plain).abs().max() > 0.1  # which QR by itself does not do
 
@@ -275,7 +298,7 @@ def test_norms_and_angles(span, method, orthogonal):
     tensor = result.vectors.tensor
     torch.testing.assert_close(tensor.norm(dim=-1), torch.full((4,), 3.0), rtol=1e-5, atol=0)
     cosines = tensor @ tensor.T / 9 - torch.eye(4)
-    assert (cosines.abs().max() < 1e-5) == orthogonal
+    assert (cosines.abs().max() < 1e-5) == bool(orthogonal)
     assert result.objective.shape == (4, 4)
     assert result.start.shape == result.best.shape == result.step.shape == (4,)
     assert (result.best > result.start).all()
@@ -512,6 +535,7 @@ def test_bad_radii_are_named(span, radii):
         (dict(n_vectors=2.0), "n_vectors 2.0"),
         (dict(n_vectors=33), "33 cannot be orthogonal in d_model 32: use at most 32, or orthog"),
         (dict(method="sgd"), "method 'sgd' is unknown: use one of power, adam"),
+        (dict(orthogonal="qr"), "orthogonal 'qr' under .* is unknown: use True, False"),
         (dict(steps=0), "steps 0, .* must be at least 1"),
         (dict(p=0), "p 0 .* above 0"),
         (dict(q=-1), "q -1 must be .* above 0"),

@@ -830,9 +830,21 @@ def test_operations_are_counted_as_by_hand():
 
 def test_the_published_loop_and_power_iteration_meet(tiny):
     found = bench.against_published(tiny, steps=3, n_vectors=2, source=1, target=4)
-    assert found["power_reached"] and found["objective"] > 0
     assert found["published_steps"] == 3 >= found["tuned_steps"]
     assert all(value > 0 for name, value in found.items() if name.endswith("seconds"))
+    assert list(found["power"]) == list(bench.WAYS)
+    for name, way in found["power"].items():
+        assert way["reached"] and way["seconds"] > 0 and way["faster"] > 0
+        assert way["objective"] >= found["objective"] > 0
+        alike = way["median_cosine_to_full_precision"]
+        assert 0.9 < alike <= 1.0001 and ("mixed" in name or alike == pytest.approx(1))
+
+
+def test_completions_are_timed_against_plain_generation(tiny):
+    found = bench.completions(tiny, n_vectors=3, source=1, max_new_tokens=3)
+    assert list(found) == ["generate", "complete", "complete, mixed", "same_texts"]
+    assert all(number > 0 for number in list(found.values())[:3]) and 0 <= found["same_texts"] <= 1
+    assert bench.share_of_products(tiny, n_vectors=2, source=1, target=3) > 0
 
 
 def test_the_records_of_a_card_on_a_cpu(tiny):

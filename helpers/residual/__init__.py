@@ -6,6 +6,7 @@ _DOORS = {
     "checks": "check_finite check_kind check_length check_seed whole",
     "memory": "free_memory is_out_of_memory in_parts",
     "norms": "normalise check_radii check_radius input_norm",
+    "precision": "instead mixed_precision",
     "sites": "SITES resolve_layer select_tokens check_positions check_site edit_at read_at "
     "positions_of without_hooks",
     "span": "capture LayerSpan",

@@ -184,8 +184,9 @@ _MISSING = {
 }
 
 
-def _part(lm, layer, site) -> torch.nn.Module:
-    """The part of a block that resid_mid goes into, or that attn_out or mlp_out comes out of."""
+def part_at(lm, layer, site) -> torch.nn.Module | None:
+    """The part of a block that resid_mid goes into, or that attn_out or mlp_out comes out of; None
+    where there is none."""
     block = lm.blocks[layer]
     if block not in _found:
         start, end, parts = probe(lm, block)
@@ -193,10 +194,16 @@ def _part(lm, layer, site) -> torch.nn.Module:
         _found[block] = {"resid_mid": mid, "attn_out": attention}
         _found[block]["mlp_out"] = _mlp_name(start, end, parts, mid)
     name = _found[block][site]
-    if name is None:
-        what = f"site {site!r} does not exist in {type(block).__name__}"
+    return None if name is None else block.get_submodule(name)
+
+
+def _part(lm, layer, site) -> torch.nn.Module:
+    """`part_at`; ValueError where there is none."""
+    part = part_at(lm, layer, site)
+    if part is None:
+        what = f"site {site!r} does not exist in {type(lm.blocks[layer]).__name__}"
         raise ValueError(f"{what}: {_MISSING[site]}.")
-    return block.get_submodule(name)
+    return part
 
 
 def probe(lm, block):

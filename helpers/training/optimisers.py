@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from ..residual import check_seed, normalise, whole
+from ..residual import check_seed, mixed_precision, normalise, whole
 from ..steering import SteeringVectors
 from . import objectives
 from .sphere import check_set, directions, orthonormalise, pack, random_vectors, start_seed, without
@@ -62,45 +62,58 @@ def train(
     progress=True,
     objective=None,
     callback=None,
+    mixed=False,
 ) -> TrainingResult:
     """Learn vectors of norm `radius` that change the span's target the most.
 
     `method="power"`: damped power iteration on the sphere, θ ← R · normalise(gradient direction +
     damping · θ/R), all vectors at once (12 steps by default); `orthogonal` puts a sign-keeping QR
-    into each step. `method="adam"`: the published procedure (300 steps): AdamW (`lr`, betas .9/.98,
-    no decay, amsgrad), gradient projected to the tangent of the sphere, θ put back on it after each
+    into each step, `orthogonal="symmetric"` the nearest orthonormal set, which costs large sets
+    fewer steps. `method="adam"`: the published procedure (300 steps): AdamW (`lr`, betas .9/.98, no
+    decay, amsgrad), gradient projected to the tangent of the sphere, θ put back on it after each
     step; `orthogonal` learns one vector after another, each orthogonal to the earlier ones.
 
     `objective`: a differentiable function delta → [n_vectors] in place of `training.objective`.
     `callback(step, vectors [n, d_model], objective [n])` is called after every evaluation, step 0
     being the start (adam + orthogonal: of one vector after another, n = 1). Where it returns True
     training stops with the best so far (adam + orthogonal: the vectors that had all their steps).
+    `mixed`: products in bfloat16 (`mixed_precision`); `best` is then what the vectors returned have
+    in the model's own precision, and `objective` what training saw.
 
     Raises ValueError on R ≤ 0, a bad count or method, FloatingPointError on NaN, `Stopped` where
     the callback stopped before anything was finished.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown: use one of {', '.join(METHODS)}.")
+    if orthogonal not in (True, False, *["symmetric"] * (method == "power")):
+        allowed = "True, False, or with power 'symmetric'"
+        raise ValueError(f"orthogonal {orthogonal!r} under {method} is unknown: use {allowed}.")
     radius, n_vectors = check_set(span, radius, n_vectors, orthogonal)
     steps, seed = STEPS[method] if steps is None else whole(steps, "steps"), check_seed(seed)
     if steps < 1 or p <= 0 or q <= 0:
         raise ValueError(f"steps {steps}, p {p} and q {q} must be at least 1, above 0 and above 0.")
-    as_set = orthogonal and method == "power"
+    as_set = bool(orthogonal) and method == "power"
     start = directions(n_vectors, span.lm.d_model, start_seed(span, seed), as_set)
     start = radius * start.to(span.start.device)
     score = objective or partial(objectives.objective, p=p, q=q)
     climb = partial(_climb, span, score=score, steps=steps, callback=callback, progress=progress)
-    if method == "power":
-        update = partial(_power_update, radius=radius, damping=damping, orthogonal=orthogonal)
-        run = climb(start, update, as_set=orthogonal)
-    elif orthogonal:
-        run = _adam_in_turn(climb, start, radius, lr, steps)
-    else:
-        run = climb(*_adam(start, radius, lr, start[:0]))
+    layers = range(span.source_layer, 1 + max(span.target_layers))
+    with mixed_precision(span.lm, mixed, layers):
+        if method == "power":
+            update = partial(_power_update, radius=radius, damping=damping, orthogonal=orthogonal)
+            run = climb(start, update, as_set=as_set)
+        elif orthogonal:
+            run = _adam_in_turn(climb, start, radius, lr, steps)
+        else:
+            run = climb(*_adam(start, radius, lr, start[:0]))
     settings = {"method": method, "steps": steps, "orthogonal": orthogonal, "seed": seed}
     settings |= {"damping": damping} if method == "power" else {"lr": lr}
     settings |= {"objective": getattr(objective, "__name__", "")} if objective else {"p": p, "q": q}
-    return _result(span, radius, settings, run)
+    settings |= {"mixed": True} if mixed else {}
+    result = _result(span, radius, settings, run)
+    if mixed:
+        result.best = objectives.value(span, result.vectors.tensor, score=score).cpu()
+    return result
 
 
 def learned_and_start(span, radius, n_vectors, steps=None, seed=0) -> dict:
@@ -157,7 +170,9 @@ def _climb(span, theta, update, score, steps, callback, progress, as_set=False) 
 
 def _power_update(theta, gradient, radius, damping, orthogonal):
     theta = normalise(gradient) + damping * theta / radius
-    return radius * (orthonormalise(theta) if orthogonal else normalise(theta))
+    if not orthogonal:
+        return radius * normalise(theta)
+    return radius * orthonormalise(theta, symmetric=orthogonal == "symmetric")
 
 
 def _adam(start, radius, lr, earlier):

@@ -10,12 +10,16 @@ from ..residual import capture, check_radius, check_seed, normalise, whole
 from ..steering import SteeringVectors
 
 
-def orthonormalise(rows) -> torch.Tensor:
-    """Gram-Schmidt by QR on the rows of [n, d].
+def orthonormalise(rows, symmetric=False) -> torch.Tensor:
+    """Rows [n, d] made orthonormal: by Gram-Schmidt (QR), which keeps the first row and changes the
+    last the most; or `symmetric` (Löwdin 1950), the orthonormal set that is nearest to all of them.
 
     `torch.linalg.qr` may return −Q; multiplying by the sign of R's diagonal keeps every row on its
     own side, else each step of an iteration would undo the last.
     """
+    if symmetric:
+        left, _, right = torch.linalg.svd(rows, full_matrices=False)
+        return left @ right
     q, r = torch.linalg.qr(rows.T)
     return (q * (1 - 2 * (r.diagonal() < 0).to(q))).T
 
