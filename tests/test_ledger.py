@@ -8,6 +8,7 @@ import pytest
 from IPython.display import HTML
 
 from helpers import UserError, ledger
+from helpers.workbook import results
 
 CLAIM = {
     "id": "one",
@@ -152,9 +153,9 @@ def test_a_broken_file_of_claims_is_one_sentence(claims, text, message):
 
 def test_the_table_names_the_file_that_was_written(claims, tmp_path):
     """Kind 31: wherever the build is."""
-    rows = ledger.write()
-    assert str(claims / "ledger.md") in ledger.terminal_table(rows)
-    assert str(tmp_path / "ledger.md") in ledger.terminal_table(rows, tmp_path)
+    rows = results.write()
+    assert str(claims / "ledger.md") in results.terminal_table(rows)
+    assert str(tmp_path / "ledger.md") in results.terminal_table(rows, tmp_path)
 
 
 def test_only_a_default_run_keeps_results(claims, monkeypatch, capsys):
@@ -215,7 +216,7 @@ def test_table_of_a_notebook_in_a_run_of_ones_own(claims):
 def test_write(default, monkeypatch):
     values, spans = {"difference": 0.6, "random": 0.1, "n": 9}, {"difference": (0.5, 0.7)}
     ledger.record("pair", values, spans, n=9, model="stand-in")
-    rows = ledger.write()
+    rows = results.write()
     paths = [default / name for name in ("ledger.json", "ledger.md")]
     first = [path.read_bytes() for path in paths]
     document = json.loads(first[0])
@@ -231,13 +232,13 @@ def test_write(default, monkeypatch):
     assert "1 claims have an interval" in first[1].decode()
     line = first[1].decode().splitlines()[-2]
     assert line.startswith("| It <b>works</b> \\| always (core) | MELBO | 7 | – | not attempted |")
-    ledger.write()
+    results.write()
     assert first == [path.read_bytes() for path in paths]
     monkeypatch.setenv("WORKBOOK_NOTEBOOK", "05_chain")  # of two notebooks, the later one counts
     ledger.record("pair", {"difference": 0.1, "random": 0.1, "n": 9})
-    rows = ledger.write()
+    rows = results.write()
     assert rows[1]["verdict"] == "contradicted"
-    text = ledger.terminal_table(rows)
+    text = results.terminal_table(rows)
     assert "contradicted" in text and "1 others" in text
     assert max(map(len, text.splitlines())) <= 100
 
@@ -281,9 +282,9 @@ def test_the_committed_claims():
 
 
 def test_the_readme_keeps_a_line_until_there_is_a_new_result(default):
-    text = "\n".join(["# Title", *ledger.MARKS, "After."])
+    text = "\n".join(["# Title", *results.MARKS, "After."])
     ledger.record("pair", {"difference": 0.6, "random": 0.1, "n": 9})
-    first = ledger.into_readme(text)
+    first = results.into_readme(text)
     assert first.startswith("# Title\n") and first.endswith("\nAfter.")
     finding = "1. **It <b>works</b> | always**: learned 60 % more, random 10.0 %, of 9; replicated."
     assert first.count(finding) == 1
@@ -292,8 +293,8 @@ def test_the_readme_keeps_a_line_until_there_is_a_new_result(default):
     assert "| 7 | – | not attempted |" in first
     (default / "claims" / "02_training" / "pair.json").unlink()
     ledger.record("one", 12)
-    second = ledger.into_readme(first)
+    second = results.into_readme(first)
     assert finding in second and "| 7 | it is 12 | replicated |" in second
-    assert second == ledger.into_readme(second)
+    assert second == results.into_readme(second)
     with pytest.raises(ValueError, match="no table of results"):
-        ledger.into_readme("# Title")
+        results.into_readme("# Title")

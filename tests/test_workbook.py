@@ -25,7 +25,7 @@ from papermill.translators import PythonTranslator
 from helpers import __main__, ledger, training
 from helpers.models import prompts
 from helpers.residual import LayerSpan
-from helpers.workbook import bench, doctor, notebooks, parameters, runner
+from helpers.workbook import bench, doctor, notebooks, parameters, results, runner
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = notebooks.resolve()
@@ -39,7 +39,7 @@ def tree(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "helpers" / "some.py").write_text("x = 1\n")
     (tmp_path / "data" / "some.json").write_text("{}")
-    (tmp_path / "README.md").write_text("\n".join(["# A title", *ledger.MARKS, "The end.", ""]))
+    (tmp_path / "README.md").write_text("\n".join(["# A title", *results.MARKS, "The end.", ""]))
     monkeypatch.setattr(runner, "CELL_SECONDS", 120)
     for module in (runner, notebooks, ledger):
         monkeypatch.setattr(module, "ROOT", tmp_path)
@@ -986,7 +986,7 @@ def test_make_refuses_an_old_python(tmp_path):
 
 
 def test_results_in_the_readme_are_the_last_verdicts():
-    assert set(ledger.MARKS) <= set(README.splitlines())
+    assert set(results.MARKS) <= set(README.splitlines())
     listed = dict(re.findall(r"^\| \**(.+?)\** \| .*\| ([\w ]+) \|$", README, re.M))
     for claim in ledger.claims().values():
         last = claim["last_verdict"] or "not attempted"

@@ -289,5 +289,5 @@ class LayerSpan:
             budget = budget if cuda else min(budget, 10**9)
         if budget <= 0:
             raise ValueError(f"memory_budget {budget} is not a number of bytes above 0.")
-        most = 512 if cuda else max(1, 8 * 40 // (self.n_prompts * self.n_tokens))
+        most = 512 if cuda else max(1, 16 * 40 // (self.n_prompts * self.n_tokens))
         return max(1, min(int(budget // self.bytes_per_vector), most))

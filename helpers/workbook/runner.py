@@ -15,6 +15,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from .. import ROOT, UserError, ledger
+from . import results
 from .notebooks import committed, hash_of, put_outputs, read, resolve, source_hash, tagged
 from .parameters import for_notebooks, read_recipe
 
@@ -188,7 +189,7 @@ def run(notebooks=None, parameters=None, recipe=None, model=None, build=None, wo
         with FileLock(folder / ".lock", timeout=0):
             failed = _run_all(shares, folder, default, workers or usual_workers())
             if default:
-                print(ledger.terminal_table(ledger.write(build), build))
+                print(results.terminal_table(results.write(build), build))
             else:
                 what = "parameters" if own else "notebooks"
                 print(f"With {what} of your own: outputs in {folder}, the ledger as it was.")
@@ -219,5 +220,5 @@ def refresh(notebooks=None, build=None, workers=None):
             problems = put_outputs(path, read(build / f"{path.stem}.ipynb"))
             print("\n".join([f"refreshed {path.stem}", *problems]))
     readme = ROOT / "README.md"
-    ledger.write_atomically(readme, ledger.into_readme(readme.read_text(encoding="utf-8"), build))
+    ledger.write_atomically(readme, results.into_readme(readme.read_text(encoding="utf-8"), build))
     return failed
