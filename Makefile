@@ -1,5 +1,5 @@
 # make run    every notebook, executed into build/, then the table of claims
-# make test   the tests
+# make test   the tests, on two processes of one thread each; then those in a browser, alone
 # make lint   format, style, and which room may import which
 # make html   the committed notebooks as web pages in build/html, with an index
 # make lab    JupyterLab, opened at the first notebook
@@ -16,7 +16,8 @@ run: $(VENV)/.installed
 	$(PY) -m helpers run
 
 test: $(VENV)/.installed
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --ignore=tests/slow/browser
+	$(PY) -m pytest tests/slow/browser
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff format --check helpers tests notebooks data

@@ -311,7 +311,7 @@ def test_a_folder_that_cannot_be_written_and_a_full_disk_are_one_sentence(
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device", "ledger.json")
 
-    monkeypatch.setattr(ledger, "write", full)
+    monkeypatch.setattr(results, "write", full)
     assert __main__.main(["run"]) == 2
     assert capsys.readouterr().err == "ledger.json: No space left on device.\n"
     assert (tree / "other" / "00_a.ipynb").exists()  # what was computed is there
