@@ -245,8 +245,8 @@ def test_short_answers_read_well(text, surprise, expected):
 
 BARS = {  # what a rule has to reach on the labels that it was not set on
     ("03", "fluent"): 0.7,
-    ("03", "changed"): 0.6,  # short of the 0.7 wanted; the readers' own is 0.85
-    ("03", "both"): 0.4,  # short of the 0.6 wanted; the readers' own is 0.75
+    ("03", "changed"): 0.7,
+    ("03", "both"): 0.5,  # short of the 0.6 wanted; the readers' own is 0.70
     ("04", "kind"): 0.7,
     ("04", "refusal"): 0.7,
     ("05", "steps"): 0.7,
@@ -256,10 +256,25 @@ BARS = {  # what a rule has to reach on the labels that it was not set on
 
 
 @pytest.mark.parametrize("study, label", list(BARS))
-def test_rules_agree_with_readers(study, label):
+def test_rules_agree_with_two_readers(study, label, monkeypatch):
+    real = judges.labels
+
+    def read_twice(*which):
+        return [text for text in real(*which) if len(text["readers"]) == 2]
+
+    monkeypatch.setattr(judges, "labels", read_twice)
     found = metrics.agreement(study, label)
-    assert min(found["rule"]) >= BARS[study, label]
+    assert len(found["rule"]) == 2 and min(found["rule"]) >= BARS[study, label]
     assert found["readers"] >= 0.69 and 0 < found["agree"] <= 1
+
+
+HARDER = {("03", "changed"): 0.6, ("03", "both"): 0.4}  # with those that one reader read later
+
+
+@pytest.mark.parametrize("study, label", list(BARS))
+def test_the_line_beside_a_figure_tells_of_all_texts_that_were_not_set_on(study, label):
+    found = metrics.agreement(study, label)
+    assert min(found["rule"]) >= HARDER.get((study, label), BARS[study, label])
     line = metrics.kappa_line(study, label)
     assert f"{found['readers']:.2f}" in line and f"{found['n']} texts" in line
 

@@ -22,10 +22,11 @@ def mixed_precision(lm, wanted=True, layers=None):
     """
     with ExitStack() as stack:
         if wanted and lm.dtype != HALF:
-            layers = range(lm.n_layers) if layers is None else layers
+            everywhere = layers is None
+            layers = range(lm.n_layers) if everywhere else layers
             parts = [lm.blocks[layer] for layer in layers]
-            if len(parts) == lm.n_layers:
-                parts.append(lm.model.get_output_embeddings())
+            head = lm.model.get_output_embeddings()
+            parts += [head] if everywhere and head is not None else []
             for module in (module for part in parts for module in part.modules()):
                 if type(module) is torch.nn.Linear:
                     stack.enter_context(instead(module, _product(module)))

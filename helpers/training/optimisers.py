@@ -85,7 +85,7 @@ def train(
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown: use one of {', '.join(METHODS)}.")
-    if orthogonal not in (True, False, *["symmetric"] * (method == "power")):
+    if orthogonal not in ((True, False, "symmetric") if method == "power" else (True, False)):
         allowed = "True, False, or with power 'symmetric'"
         raise ValueError(f"orthogonal {orthogonal!r} under {method} is unknown: use {allowed}.")
     radius, n_vectors = check_set(span, radius, n_vectors, orthogonal)

@@ -165,8 +165,8 @@ def to_goal(span, goal, n_vectors, most=12, **how) -> dict:
     seconds per vector (median of three), the objective's mean and least, and |cosine| to the set
     of the same steps in full precision."""
     power = partial(silent_train, span, RADIUS, n_vectors)
-    reached = power(steps=most, **how).objective.mean(1) >= goal
-    steps = int(reached.int().argmax()) + 1 if reached.any() else most
+    there = lambda step, _, objective: step and objective.mean() >= goal  # noqa: E731
+    steps = len(power(steps=most, callback=there, **how).objective)
     run = partial(power, steps=steps, **how)
     result = run()
     whole = result if "mixed" not in how else power(steps=steps, **{**how, "mixed": False})
