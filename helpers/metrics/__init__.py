@@ -11,7 +11,7 @@ _DOORS = {
     " kappa_line labels read_again",
     "judging": "agreement_with_labels judge",
     "statistics": "auc bootstrap mahalanobis missed needed nested permutation_p ranks roc wilson",
-    "text": "FIRST_SCORED distance embed fluent_range joined own_spread surprise token_nll",
+    "text": "FIRST_SCORED distance embed fluent_range joined own_spread read surprise token_nll",
 }
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(

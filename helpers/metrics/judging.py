@@ -3,7 +3,7 @@
 from .. import UserError
 from ..models import prompts as prompt_sets
 from .judges import FluentRange, is_changed, kappa, reasons
-from .text import distance, fluent_range, surprise
+from .text import embed, fluent_range, read
 
 FIELDS = ("prompt", "clean", "text")  # what a row must have; "labels" it may have
 LONGEST = 8000  # characters of a text
@@ -51,10 +51,11 @@ def judge(lm, rows, fluent: FluentRange | None = None) -> list[dict]:
         everyday = prompt_sets.texts("everyday", n=CALIBRATION)
         fluent = fluent_range(lm, [lm.chat_prompt(text) for text in everyday], max_new_tokens=24)
     chats = [lm.chat_prompt(row["prompt"]) for row in rows]
-    nll = surprise(lm, chats, [row["text"] for row in rows])
+    nll, embedded = read(lm, chats, [row["text"] for row in rows])
+    usual = embed(lm, chats, [row["clean"] for row in rows])
+    apart = (1 - (embedded * usual).sum(-1)).tolist()
     found = []
-    for row, number in zip(rows, nll):
-        far = float(distance(lm, row["clean"], [row["text"]])[0, 0])
+    for row, number, far in zip(rows, nll, apart):
         number = None if number != number else float(number)
         asked = [row["text"]], row["clean"], row["prompt"], [far]
         judged = {"changed": bool(is_changed(*asked)[0])}

@@ -4,9 +4,7 @@ import numpy as np
 import torch
 
 from ..generation import complete
-from ..models import prompts as prompt_sets
-from ..models import remembered
-from ..residual import capture, check_finite, check_length, normalise, positions_of
+from ..residual import check_finite, check_length, normalise, positions_of, read_at
 from .judges import FluentRange
 
 FIRST_SCORED = 4  # from the 5th token on: a new opening may surprise, what follows has to fit it
@@ -24,10 +22,11 @@ def joined(lm, pairs) -> tuple[dict, list[int]]:
 
 
 @torch.no_grad()
-def token_nll(lm, prompts, completions, batch_size=16) -> list[np.ndarray]:
-    """The surprise in nats of each token under the base model without adapter: an array [n_tokens]
-    per completion. `prompts`: one for all, or one per completion; each is read once."""
-    completions = list(completions)
+def _read(lm, prompts, completions, batch_size=16) -> tuple[list[np.ndarray], torch.Tensor]:
+    """The surprise in nats of each token of each completion, [n_tokens], and its mean residual late
+    in the model, [n, d_model], every token scaled to norm 1: read after its prompt by the base
+    model without adapter. `prompts`: one for all, or one per completion; each is read once."""
+    completions = [completions] if isinstance(completions, str) else list(completions)
     prompts = [prompts] * len(completions) if isinstance(prompts, str) else list(prompts)
     if len(prompts) != len(completions):
         raise ValueError(
@@ -36,19 +35,24 @@ def token_nll(lm, prompts, completions, batch_size=16) -> list[np.ndarray]:
         )
     tokens = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in completions]
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    rows = sorted((i for i, row in enumerate(tokens) if row), key=lambda i: place[prompts[i]])
+    order = sorted(range(len(tokens)), key=lambda i: place[prompts[i]])
     values = [np.zeros(0)] * len(tokens)
+    means = torch.zeros(len(tokens), lm.d_model)
     with lm.base():
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            nll = _batch_nll(lm, [prompts[i] for i in part], [tokens[i] for i in part])
-            for i, row in zip(part, nll):
-                values[i] = row[: len(tokens[i])]
-    return values
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            # an empty text is read as one padding token, so that it has a place, too
+            rows = [tokens[i] or [lm.tokenizer.pad_token_id] for i in part]
+            nll, hidden = _read_batch(lm, [prompts[i] for i in part], rows)
+            for i, row, numbers, vectors in zip(part, rows, nll, hidden):
+                values[i] = numbers[: len(tokens[i])]
+                means[i] = vectors[: len(row)].mean(0)
+    return values, means
 
 
-def _batch_nll(lm, prompts, tokens):
-    """The surprise [n, longest] of token ids after their prompts; past a text's end, noise."""
+def _read_batch(lm, prompts, tokens):
+    """The surprise [n, longest] of token ids after their prompts, and their residuals at
+    `_late(lm)`, [n, longest, d_model], of norm 1; past a text's end, noise."""
     unique = list(dict.fromkeys(prompts))
     which = torch.tensor([unique.index(prompt) for prompt in prompts], device=lm.device)
     encoded = lm.encode(unique)
@@ -59,24 +63,48 @@ def _batch_nll(lm, prompts, tokens):
     before = lm.model(**encoded, position_ids=positions_of(mask), logits_to_keep=1, **options)
     before.past_key_values.reorder_cache(which)
     ids = [row + [pad] * (width - len(row)) for row in tokens]
-    ids = torch.tensor(ids, device=lm.device)
+    ids, seen = torch.tensor(ids, device=lm.device), {}
     mask = torch.cat([mask[which], torch.ones_like(ids)], 1)
-    after = lm.model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions_of(mask)[:, -width:],
-        past_key_values=before.past_key_values,
-        **options,
-    )
+    with read_at(lm, _late(lm), "resid_post", seen, "hidden"):
+        after = lm.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions_of(mask)[:, -width:],
+            past_key_values=before.past_key_values,
+            **options,
+        )
     logits = torch.cat([before.logits[which, -1:], after.logits[:, :-1]], 1)
     check_finite(logits, "the logits")
-    return -logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0].cpu().numpy()
+    nll = -logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    return nll.cpu().numpy(), normalise(seen["hidden"].float()).cpu()
+
+
+def _late(lm) -> int:
+    """The layer at which texts are compared: three quarters of the way. By then a token stands for
+    what the answer is about to do; see data/labels/README.md for other depths."""
+    return max(3 * lm.n_layers // 4 - 1, 0)
+
+
+def token_nll(lm, prompts, completions, batch_size=16) -> list[np.ndarray]:
+    """The surprise in nats of each token under the base model without adapter: an array [n_tokens]
+    per completion. `prompts`: one for all, or one per completion; each is read once."""
+    return _read(lm, prompts, completions, batch_size)[0]
+
+
+def read(lm, prompts, completions, batch_size=16) -> tuple[np.ndarray, torch.Tensor]:
+    """`surprise` [n] and `embed` [n, d_model] of completions, from one pass."""
+    values, means = _read(lm, prompts, completions, batch_size)
+    return _mean_surprise(values), normalise(means)
 
 
 def surprise(lm, prompts, completions, batch_size=16) -> np.ndarray:
     """Mean surprise (`token_nll`, nats per token) of each completion from its 5th token on; NaN
     where there are fewer than 5."""
-    rows = [row[FIRST_SCORED:] for row in token_nll(lm, prompts, completions, batch_size)]
+    return _mean_surprise(token_nll(lm, prompts, completions, batch_size))
+
+
+def _mean_surprise(values) -> np.ndarray:
+    rows = [row[FIRST_SCORED:] for row in values]
     return np.array([row.mean(dtype=float) if len(row) else np.nan for row in rows])
 
 
@@ -103,42 +131,20 @@ def fluent_range(lm, prompts, temperatures=(0.0, 1.0), max_new_tokens=48) -> Flu
     return FluentRange(float(low), float(high), sum(map(len, seen)))
 
 
-@torch.no_grad()
-def _means(lm, texts, batch_size=16):
-    """Mean mid-depth residual [n, d_model] of each text read alone by the base model.
-
-    The first token is left out and every other one scaled to norm 1: attention sinks, the first
-    token and now and then a second, are 100 times as long as the rest.
-    """
-    texts = [text if text.strip() else "." for text in texts]
-    out = []
-    with lm.base():
-        for start in range(0, len(texts), batch_size):
-            part = texts[start : start + batch_size]
-            hidden = normalise(capture(lm, part, lm.n_layers // 2)[0])
-            real = ~hidden.isnan().any(-1)  # [n, n_tokens]
-            keep = real & ((real.cumsum(1) > 1) | (real.sum(1, keepdim=True) == 1))
-            out.append((hidden.nan_to_num() * keep[..., None]).sum(1) / keep.sum(1, keepdim=True))
-    return torch.cat(out)
-
-
-@remembered
-def _centre(lm):
-    return _means(lm, prompt_sets.texts("reference_texts")).mean(0)
-
-
-def embed(lm, texts) -> torch.Tensor:
-    """Unit vectors [n, d_model]: mid-depth residuals averaged over each text, centred on the
-    reference texts."""
+def embed(lm, prompts, texts) -> torch.Tensor:
+    """Unit vectors [n, d_model]: where the residual stream of the base model is, on average over a
+    text read after its prompt, three quarters of the way through the blocks. `prompts`: one for
+    all, or one per text."""
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts:
         raise ValueError("texts is empty: give at least one.")
-    return normalise(_means(lm, texts) - _centre(lm)).cpu()
+    return read(lm, prompts, texts)[1]
 
 
-def distance(lm, texts, others) -> torch.Tensor:
-    """1 − cosine of the embeddings, [n_texts, n_others]: 0 the same, 1 unrelated, at most 2."""
-    return 1 - embed(lm, texts) @ embed(lm, others).T
+def distance(lm, prompt, texts, others) -> torch.Tensor:
+    """1 − cosine of the embeddings of texts that answer one prompt, [n_texts, n_others]: 0 the
+    same, at most 2; answers to one prompt rarely lie farther apart than 0.6."""
+    return 1 - embed(lm, prompt, texts) @ embed(lm, prompt, others).T
 
 
 def own_spread(lm, prompt, clean, n_samples=24, quantile=0.95, max_new_tokens=48, seed=0) -> float:
@@ -147,4 +153,4 @@ def own_spread(lm, prompt, clean, n_samples=24, quantile=0.95, max_new_tokens=48
     temperature 0.7, where a small model still answers the question."""
     asked = [prompt] * n_samples
     samples = complete(lm, asked, temperature=0.7, max_new_tokens=max_new_tokens, seed=seed)
-    return float(torch.quantile(distance(lm, clean, samples)[0], quantile))
+    return float(torch.quantile(distance(lm, prompt, clean, samples)[0], quantile))

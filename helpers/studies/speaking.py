@@ -78,8 +78,9 @@ def spoken(lm, chat, clean, theta, temperature=0.0, max_new_tokens=24, seed=0) -
     said, first = complete(lm, chat, theta, first=True, **how)
     texts = [found[0] for found in said]
     unique = list(dict.fromkeys(texts))  # equal texts are measured once
-    apart = dict(zip(unique, metrics.distance(lm, clean, unique)[0]))
-    nll = dict(zip(unique, metrics.surprise(lm, chat, unique)))
+    nll, embedded = metrics.read(lm, chat, [clean, *unique])
+    apart = dict(zip(unique, 1 - embedded[1:] @ embedded[0]))
+    nll = dict(zip(unique, nll[1:]))
     rows = []
     for text in texts:
         numbers = {"distance": _short(apart[text]), "surprise": _short(nll[text])}
