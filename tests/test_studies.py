@@ -513,11 +513,11 @@ def test_radii_that_speak_in_one_batch_are_the_cells_one_by_one(tiny, cells):
 
 def test_the_table_judges_by_the_rules_of_today(cells):
     about = {**cells[0]["result"], "clean": "To repot a houseplant, choose a pot", "fluent": [1, 3]}
-    said = [("Arr, matey, I be the captain of this ship and I want gold", 0.9, 2.0)]
-    said += [("To repot a houseplant, first choose a good pot with holes", 0.2, 1.0)]
+    said = [("Arr, matey, I be the captain of this ship and I want gold", 0.25, 2.0)]
+    said += [("To repot a houseplant, first choose a good pot with holes", 0.02, 1.0)]
     said += [
-        ("Arr arr arr arr arr arr arr arr arr arr", 0.9, 2.0),
-        ("{}; 41 41; {x = [9]};", 0.9, 4.0),
+        ("Arr arr arr arr arr arr arr arr arr arr", 0.3, 2.0),
+        ("{}; 41 41; {x = [9]};", 0.3, 4.0),
     ]
     row = {"kind": "learned", "norm": 2.0}
     rows = [{**row, "text": t, "distance": d, "surprise": s} for t, d, s in said]
