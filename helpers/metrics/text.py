@@ -143,7 +143,7 @@ def embed(lm, prompts, texts) -> torch.Tensor:
 
 def distance(lm, prompt, texts, others) -> torch.Tensor:
     """1 − cosine of the embeddings of texts that answer one prompt, [n_texts, n_others]: 0 the
-    same, at most 2; answers to one prompt rarely lie farther apart than 0.6."""
+    same, at most 2. Answers to one prompt share much: they lie near each other on this scale."""
     return 1 - embed(lm, prompt, texts) @ embed(lm, prompt, others).T
 
 
