@@ -802,10 +802,9 @@ def test_the_whole_road(folder, dtype, tmp_path):
     asked = [WINDOW[1], WINDOW[0], WINDOW[1]]
     texts = ["some words", "others, and a few more", "Five!"]
     expected = [surprise_directly(lm, *pair) for pair in zip(asked, texts)]
-    # about 50 nats a token here, of which bfloat16 holds two and a half digits
-    np.testing.assert_allclose(
-        metrics.surprise(lm, asked, texts), expected, rtol=1e-4 if exact else 1e-2
-    )
+    # in bfloat16 to two digits, about 50 nats a token that they are in some of these models
+    tolerance = dict(rtol=0, atol=1e-3) if exact else dict(rtol=1e-2, atol=0.1)
+    np.testing.assert_allclose(metrics.surprise(lm, asked, texts), expected, **tolerance)
 
     vectors.save(tmp_path / "vectors.safetensors")
     again = load(folder, dtype=dtype)
