@@ -264,13 +264,14 @@ def kappa_line(study: str, label: str) -> str:
 
 
 def read_again(rows):
-    """The rows (a DataFrame with prompt, text, kind, radius) of the cells that decided notebook 03,
-    with `read`: did the reader of data/labels/deciding.json, blind to kind and R, call the answer
-    changed and fluent? Answers equal to the unsteered one were not shown, and count as not."""
+    """The rows (a DataFrame with prompt, text, kind, radius) of the cells that decide notebook 03,
+    with `read`: the share of the readers of data/labels/deciding.json, blind to kind and R, who
+    call the answer changed and fluent. Answers equal to the unsteered one were not shown, and
+    count as not."""
     labelled = json.loads(DECIDING.read_text(encoding="utf-8"))
-    said = {(row["prompt"], row["text"]): row["both"] for row in labelled}
-    deciding = (rows["radius"] == 12) & rows["kind"].isin(["learned", "random"])
+    said = {(row["prompt"], row["text"]): row["readers"] for row in labelled}
+    deciding = rows["radius"].isin([12, 16]) & rows["kind"].isin(["learned", "random"])
     deciding |= (rows["radius"] == 40) & (rows["kind"] == "random")
     rows = rows[deciding & rows["prompt"].isin({prompt for prompt, _ in said})]
     pairs = zip(rows["prompt"], rows["text"])
-    return rows.assign(read=[said.get(pair, False) for pair in pairs])
+    return rows.assign(read=[np.mean(said.get(pair, [False])) for pair in pairs])
