@@ -301,11 +301,25 @@ def test_the_deciding_cells_were_read_blind_and_the_rule_agrees():
     cells = {(kind, radius) for kind in ("learned", "random") for radius in (12, 16)}
     assert set(zip(read.kind, read.radius)) == cells | {("random", 40)}
     assert len(read) == 5 * 12 * 8 and read.read.between(0, 1).all()
+    labelled = json.loads(judges.DECIDING.read_text(encoding="utf-8"))
+    assert all(len(row["readers"]) >= 2 for row in labelled)
+    assert metrics.kappa(*zip(*[row["readers"][:2] for row in labelled])) >= 0.75
+    first = {(row["prompt"], row["text"]): row["readers"][0] for row in labelled}
     once = read.drop_duplicates(["prompt", "text"])
-    set_on = {(row["prompt"], row["text"]) for row in metrics.labels("03", "set")}
-    new = once[[pair not in set_on for pair in zip(once.prompt, once.text)]]
-    assert len(new) > 0.9 * len(once)
-    assert metrics.kappa(new.read > 0.5, new.both) >= 0.5, "on texts that no rule was set on"
+    said = once.assign(first=[first.get(pair, False) for pair in zip(once.prompt, once.text)])
+    new = said[said.radius != 16]
+    assert metrics.kappa(new["first"], new.both) >= 0.6, "on texts that no rule was set on"
+    best = said[said.radius == 16]  # 14 of its texts have set the rule; less good, and said so
+    assert metrics.kappa(best["first"], best.both) >= 0.4
+
+
+@pytest.mark.parametrize("radius", [12, 16])
+def test_read_blind_the_learned_vectors_lead_clears_the_bar(radius):
+    table = store.table(store.read("goldilocks", parts="B")["cells"])
+    read = metrics.read_again(table[table.temperature == 0])
+    units = read[read.radius == radius].groupby(["kind", "prompt"]).read.mean()
+    lead = units.loc["learned"] - units.loc["random"]
+    assert metrics.bootstrap(lead.to_numpy(), bounds=(-1, 1))[0] > 0.125
 
 
 def test_kappa():
@@ -806,8 +820,8 @@ def test_the_whole_road(folder, dtype, tmp_path):
     asked = [WINDOW[1], WINDOW[0], WINDOW[1]]
     texts = ["some words", "others, and a few more", "Five!"]
     expected = [surprise_directly(lm, *pair) for pair in zip(asked, texts)]
-    # in bfloat16 to two digits, about 50 nats a token that they are in some of these models
-    tolerance = dict(rtol=0, atol=1e-3) if exact else dict(rtol=1e-2, atol=0.1)
+    # in bfloat16 to the precision it has (2**-8), of about 50 nats a token in some of these models
+    tolerance = dict(rtol=0, atol=1e-3) if exact else dict(rtol=2**-8, atol=0.1)
     np.testing.assert_allclose(metrics.surprise(lm, asked, texts), expected, **tolerance)
 
     vectors.save(tmp_path / "vectors.safetensors")
