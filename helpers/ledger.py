@@ -7,7 +7,8 @@ committed; the runner sets WORKBOOK_DEFAULT_RUN=1) keeps the result under
 
 A claim is *replicated* (an own one: *supported*) if the whole 95 % interval clears the bar,
 *contradicted* (*not supported*) if the whole interval falls short, else *undecided*; undecided,
-too, where a precondition fails or the measurement has to be made again. What follows from
+too, where the whole interval of a precondition does not clear its limit or the measurement has to
+be made again. What follows from
 arithmetic or the causal mask is *by construction*, and outside the tally.
 """
 
@@ -129,16 +130,29 @@ def verdict(claim: dict, values: dict[str, float], intervals: dict) -> tuple[str
     if "again" in claim:
         return undecided, f"to be measured again: {claim['again']}"
     for needed, limit in claim.get("preconditions", {}).items():
-        if not _clears(values[needed], limit):
-            number = f"{_words(needed)} is {_number(values[needed])}"
-            return undecided, f"a precondition fails: {number}, {_bar(limit)} is wanted"
-    ends = intervals.get(name) or (values[name], values[name])
-    if not all(map(math.isfinite, ends)):
+        number = f"{_words(needed)} is {_Quantity(values[needed], intervals.get(needed))}"
+        how = _against(limit, values[needed], intervals.get(needed))
+        if how != "clears":
+            what = "fails" if how == "falls short" else "is not settled"
+            return undecided, f"a precondition {what}: {number}, {_bar(limit)} is wanted"
+    how = _against(bar, values[name], intervals.get(name))
+    if how == "unknown":
         return undecided, "a single unit has no interval"
+    if how == "spans":
+        return undecided, f"the interval spans the bar, {_words(name)} {_bar(bar)}"
+    return (better if how == "clears" else worse), ""
+
+
+def _against(bar: Sequence, value: float, ends) -> str:
+    """How a number stands to a bar: its whole interval clears it, falls short of it or spans it;
+    a number without an interval is exact; with one of a single unit, nothing is known."""
+    ends = ends or (value, value)
+    if not all(map(math.isfinite, ends)):
+        return "unknown"
     cleared = [_clears(end, bar) for end in ends]
-    if all(cleared) or not any(cleared):
-        return (better if all(cleared) else worse), ""
-    return undecided, f"the interval spans the bar, {_words(name)} {_bar(bar)}"
+    if all(cleared):
+        return "clears"
+    return "spans" if any(cleared) else "falls short"
 
 
 def _to_decide(claim: dict, values, intervals, n, minutes) -> str:

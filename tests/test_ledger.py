@@ -87,6 +87,17 @@ def test_a_failed_precondition_leaves_it_undecided():
     assert why == "a precondition fails: random is 0.3, ≤ 0.2 is wanted"
     values["random"] = 0.1
     assert ledger.verdict(PAIR, values, {"difference": (0.4, 0.6)}) == ("replicated", "")
+    # a precondition is judged by its interval, too
+    intervals = {"difference": (0.4, 0.6), "random": (0.05, 0.25)}
+    verdict, why = ledger.verdict(PAIR, values, intervals)
+    assert verdict == "undecided"
+    assert why == "a precondition is not settled: random is 0.1 [0.05, 0.25], ≤ 0.2 is wanted"
+    intervals["random"] = (0.05, 0.15)
+    assert ledger.verdict(PAIR, values, intervals) == ("replicated", "")
+    values["random"], intervals["random"] = 0.3, (0.25, 0.4)
+    assert "a precondition fails" in ledger.verdict(PAIR, values, intervals)[1]
+    intervals["random"] = (np.nan, np.nan)
+    assert ledger.verdict(PAIR, values, intervals)[0] == "undecided"
 
 
 @pytest.mark.parametrize(

@@ -478,6 +478,15 @@ def test_bootstrap_resamples_units_with_a_seed():
             metrics.bootstrap(bad)
 
 
+@pytest.mark.parametrize("hits, n", [(11, 12), (1, 12), (5, 36), (0, 5)])
+def test_units_that_are_yes_or_no_get_wilsons_interval(hits, n):
+    values = [1.0] * hits + [0.0] * (n - hits)
+    assert metrics.bootstrap(values) == pytest.approx(metrics.wilson(hits, n), abs=1e-4)
+    low, high = metrics.bootstrap(values, bounds=(-1, 1))  # a difference of rates is no yes or no
+    assert -1 <= low <= np.mean(values) <= high <= 1
+    assert hits == 0 or (low, high) != pytest.approx(metrics.wilson(hits, n), abs=1e-3)
+
+
 def test_few_units_get_a_t_interval_and_equal_ones_never_a_point():
     values = np.random.default_rng(1).normal(size=8)
     reach = 2.3646 * values.std(ddof=1) / 8**0.5  # t with 7 degrees of freedom

@@ -27,11 +27,12 @@ def bootstrap(
     """Interval of a statistic over independent units (prompts, or prompts × seeds): one value, or
     one row of values, per unit. A single unit has no interval: (nan, nan).
 
-    Of a mean: a t-interval under 15 units; from there on the percentiles of resampled means, spread
-    by what they lack for so many units. Where all units are equal, neither says anything: then as
-    far to either side as Wilson's interval of 0 of n reaches. bounds: where values can lie; by
-    default 0 to 1 if all of them do (rates), else no bounds; give (-1, 1) for differences of rates.
-    Of another statistic: plain percentiles.
+    Of a mean: Wilson's interval where every unit is a yes or a no (0 or 1); else a t-interval under
+    15 units, and from there on the percentiles of resampled means, spread by what they lack for so
+    many units. Where all units are equal, neither says anything: then as far to either side as
+    Wilson's interval of 0 of n reaches. bounds: where values can lie; by default 0 to 1 if all of
+    them do (rates), else no bounds; give (-1, 1) for differences of rates. Of another statistic:
+    plain percentiles.
 
     Vectors of one orthogonal set are not independent: average over them first.
     """
@@ -81,16 +82,18 @@ def _of_mean(means, resampled, level, bounds) -> tuple[float, float]:
     if bounds is None:
         rates = means.min() >= 0 and means.max() <= 1
         bounds = (0.0, 1.0) if rates else (-math.inf, math.inf)
-    wide = t.ppf(0.5 + level / 2, n - 1)
+    wide, z = t.ppf(0.5 + level / 2, n - 1), norm.ppf(0.5 + level / 2)
+    if tuple(bounds) == (0, 1) and np.isin(means, (0, 1)).all():
+        return tuple(map(float, wilson(means.sum(), n, z)))
     if means.std() < 1e-12:
-        reach = wilson(0, n, norm.ppf(0.5 + level / 2))[1]
+        reach = wilson(0, n, z)[1]
         low, high = middle - reach, middle + reach
     elif n < FEW:
         reach = wide * means.std(ddof=1) / math.sqrt(n)
         low, high = middle - reach, middle + reach
     else:
         low, high = np.percentile(resampled(), [50 - 50 * level, 50 + 50 * level])
-        short = wide / norm.ppf(0.5 + level / 2) * math.sqrt(n / (n - 1))
+        short = wide / z * math.sqrt(n / (n - 1))
         low, high = middle + short * (low - middle), middle + short * (high - middle)
     return float(max(low, bounds[0])), float(min(high, bounds[1]))
 
