@@ -42,7 +42,7 @@ def _one_of(*words):
 
 LISTS = r"RADII|COEFFS|BLOCKS|LAYERS|SOURCES|(SWEEP_)?SEEDS"
 RULES = {  # name: which values are right, and in words
-    r"N_\w+|(ADAM_)?STEPS|\w+_TOKENS|BASE_VECTORS": (_whole(1), "a whole number, 1 or more"),
+    r"N_\w+|(\w+_)?STEPS|\w+_TOKENS|BASE_VECTORS": (_whole(1), "a whole number, 1 or more"),
     r"(\w+_)?SEEDS?|" + "|".join(LAYERS): (_whole(0), "a whole number, 0 or more"),
     r"(\w+_)?RADIUS|RADII": (lambda value: _finite(value) and value > 0, "a number above 0"),
     "COEFFS": (_finite, "a number"),
