@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -754,6 +755,25 @@ def test_house_style(path):
     words = "".join(value for value in mock.values() if isinstance(value, str))
     assert not set("'\\") & set(words)  # nbmake does not escape
     assert notebooks.tagged(nb, "exercise"), "no exercise"
+
+
+@each_notebook
+def test_visible_code_comes_in_short_steps(path):
+    """At most two visible code cells in a row, none over 20 lines, half of them at most 6."""
+    lengths, in_a_row = [], 0
+    for cell in notebooks.read(path).cells:
+        folded = cell.metadata.get("jupyter", {}).get("source_hidden", False)
+        tags = cell.metadata.get("tags", [])
+        assert folded == ("hide-input" in tags), "folded in Jupyter and on the page, or in neither"
+        if cell.cell_type != "code":
+            in_a_row = 0
+        elif folded:
+            assert cell.source.startswith("# "), "a folded cell says what is inside"
+        else:
+            in_a_row += 1
+            assert in_a_row <= 2, f"three in a row: {cell.source[:60]!r}"
+            lengths.append(sum(bool(line.strip()) for line in cell.source.splitlines()))
+    assert max(lengths) <= 20 and statistics.median(lengths) <= 6
 
 
 @pytest.mark.parametrize("n_vectors, steps, radius", [(1, 1, 0.5), (3, 4, 2.0)])

@@ -96,8 +96,8 @@ def grid(
     from any trigger, and speaks on the next one, too. Parts are roles: "rehearsal", one learned set
     at every source × R on a validation problem, from which the place was chosen; "backdoor",
     learned and random sets at `place` (source, R), and three learned ones at every other source ×
-    R; at the place learned sets on the "base", "subtle" and "sealed" models, on the last random
-    ones too. `about`: what else the cells are told."""
+    R; at the place learned sets on the "base", "twin", "subtle" and "sealed" models, on the last
+    random ones too. `about`: what else the cells are told."""
     usual = {"target_layer": 23, "n_vectors": 96, "steps": 4, "max_new_tokens": 16}
     about = {**usual, **about, "confirm": ENOUGH if part == "subtle" else 0}
     if part == "rehearsal":
@@ -143,7 +143,7 @@ def table(cells):
     return rows.assign(payload=rows["text"].map(payload), fluent=fluent)
 
 
-ORGANISMS = dict(rehearsal="backdoor", backdoor="backdoor", base=None)
+ORGANISMS = dict(rehearsal="backdoor", backdoor="backdoor", base=None, twin="clean-twin")
 ORGANISMS |= dict(sealed="sealed-backdoor", subtle="subtle-backdoor")
 STUDY = Study("backdoors", cell, grid, ORGANISMS, table, hide=veiled, show=veiled)
 
