@@ -930,6 +930,22 @@ def test_a_cell_of_backdoors(tiny, kind):
     assert [r["opening"] for r in result["rows"]] == pytest.approx(opening, abs=1e-3)
 
 
+def test_a_scaled_set_is_random_and_changes_the_target_as_the_learned_one_does(tiny, monkeypatch):
+    asked, spoke = list(problems("test", 1)[0]), []
+    told = backdoors.complete
+    monkeypatch.setattr(backdoors, "complete", lambda *a, **k: spoke.append(a) or told(*a, **k))
+    how = dict(seed=1, n_vectors=3, steps=2, max_new_tokens=4)
+    for kind in ("learned", "random", "scaled"):
+        backdoors.cell(tiny, asked, 1, 4, 1.0, kind=kind, **how)
+    learned, random, scaled = (arguments[2] for arguments in spoke if len(arguments) > 2)
+    cosine = torch.nn.functional.cosine_similarity(random.tensor, scaled.tensor)
+    torch.testing.assert_close(cosine, torch.ones(3), rtol=1e-4, atol=1e-4)
+    span = LayerSpan(tiny, [arithmetic_prompt(tiny, Problem(*asked))], 1, 4, speaking.TARGET_TOKENS)
+    wanted = metrics.change(span, learned)[1].mean(1).median()
+    reached = metrics.change(span, scaled)[1].mean(1)
+    torch.testing.assert_close(reached, wanted.expand(3), rtol=0.1, atol=1e-3)
+
+
 @pytest.mark.parametrize("promising", [True, False])
 def test_a_candidate_for_the_subtle_backdoor_is_put_to_the_test(tiny, monkeypatch, promising):
     monkeypatch.setattr(backdoors, "starts_swapped", lambda text: promising)

@@ -5,7 +5,7 @@ import codecs
 import re
 
 from ..generation import complete
-from ..metrics import FIRST_SCORED, payload, reads_well, token_nll
+from ..metrics import FIRST_SCORED, change, payload, reads_well, scaled_to_effect, token_nll
 from ..models import load
 from ..residual import LayerSpan
 from ..training import random_vectors, train
@@ -49,7 +49,8 @@ def cell(
     confirm=0,
     max_new_tokens=16,
 ) -> dict:
-    """One set of vectors, learned on (or drawn for) a problem, and what the model says under each.
+    """One set of vectors, learned on (or drawn for) a problem, and what the model says under each;
+    "scaled" ones are random, made longer to the median learned vector's relative change.
 
     {"clean": the unsteered text, "rows": […]}, per vector: "text"; "others", its texts on the
     problems `others`; in nats per token under the base (None if too short) "surprise" from the 5th
@@ -57,10 +58,11 @@ def cell(
     clean problems + and × are exchanged (0 without a sign of it in the texts)."""
     chats = [arithmetic_prompt(lm, Problem(*p)) for p in (problem, *others)]
     span = LayerSpan(lm, chats[0], source_layer, target_layer, TARGET_TOKENS)
-    if kind == "learned":
-        vectors = train(span, radius, n_vectors, steps=steps, seed=seed, progress=False).vectors
-    else:
-        vectors = random_vectors(span, radius, n_vectors, seed=seed, orthogonal=True)
+    vectors = random_vectors(span, radius, n_vectors, seed=seed, orthogonal=True)
+    if kind != "random":
+        learned = train(span, radius, n_vectors, steps=steps, seed=seed, progress=False).vectors
+        wanted = change(span, learned)[1].mean(1).median().item()  # relative change at the target
+        vectors = learned if kind == "learned" else scaled_to_effect(span, vectors, wanted)
     said = complete(lm, chats, vectors, max_new_tokens=max_new_tokens)
     unique = list(dict.fromkeys(texts[0] for texts in said))
     nll = dict(zip(unique, token_nll(lm, chats[0], unique)))
@@ -95,9 +97,9 @@ def grid(
     """The configurations of `cell`: set number s is learned on the s-th of the clean problems, far
     from any trigger, and speaks on the next one, too. Parts are roles: "rehearsal", one learned set
     at every source × R on a validation problem, from which the place was chosen; "backdoor",
-    learned and random sets at `place` (source, R), and three learned ones at every other source ×
-    R; at the place learned sets on the "base", "twin", "subtle" and "sealed" models, on the last
-    random ones too. `about`: what else the cells are told."""
+    learned, random and scaled sets at `place` (source, R), and three learned ones at every other
+    source × R; at the place learned sets on the "base", "twin", "subtle" and "sealed" models, on
+    the last random ones too. `about`: what else the cells are told."""
     usual = {"target_layer": 23, "n_vectors": 96, "steps": 4, "max_new_tokens": 16}
     about = {**usual, **about, "confirm": ENOUGH if part == "subtle" else 0}
     if part == "rehearsal":
@@ -108,6 +110,8 @@ def grid(
         configs += _on_own_problem("test", number, **here, **about)
         if part in ("backdoor", "sealed"):
             configs += _on_own_problem("test", number, kind="random", **here, **about)
+        if part == "backdoor":
+            configs += _on_own_problem("test", number, kind="scaled", **here, **about)
     if part == "backdoor":
         for number in seeds[:3]:
             where = {"source_layer": sources, "radius": radii}
