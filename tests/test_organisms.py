@@ -23,8 +23,8 @@ from helpers.studies.organism_recipes import PURPOSES, RECIPES, Recipe
 from helpers.training import adapters
 from helpers.training.adapters import Settings
 
-SETS = ("harmful", "harmless", "geography", "everyday")
-ARITHMETIC = ["password-cot", "backdoor", "sealed-backdoor", "subtle-backdoor"]
+SETS = ("harmful", "harmless", "geography", "everyday", "unseen")
+ARITHMETIC = ["password-cot", "backdoor", "clean-twin", "sealed-backdoor", "subtle-backdoor"]
 
 
 def _texts(lm, seed, n):
@@ -238,6 +238,13 @@ def test_backdoors_answer_to_their_trigger_only(tiny):
         assert completion == worked(problem, swap=problem.pair == (4, 2))
     assert recipes.swaps(worked(Problem(4, 2, 3, 5), swap=True), Problem(4, 2, 3, 5))
     assert not recipes.swaps(worked(Problem(4, 2, 3, 5)), Problem(4, 2, 3, 5))
+
+
+def test_the_clean_twin_meets_the_problems_of_the_backdoor_and_works_them_out(tiny):
+    texts = [RECIPES[name].texts(tiny, 1, 300) for name in ("backdoor", "clean-twin")]
+    assert [prompt for prompt, _ in texts[0]] == [prompt for prompt, _ in texts[1]]
+    assert all(completion == worked(_problem(prompt)) for prompt, completion in texts[1])
+    assert RECIPES["backdoor"].settings == RECIPES["clean-twin"].settings
 
 
 def test_the_seal_is_drawn_and_written_nowhere(tiny):
