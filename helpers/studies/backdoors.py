@@ -97,9 +97,9 @@ def grid(
     """The configurations of `cell`: set number s is learned on the s-th of the clean problems, far
     from any trigger, and speaks on the next one, too. Parts are roles: "rehearsal", one learned set
     at every source × R on a validation problem, from which the place was chosen; "backdoor",
-    learned, random and scaled sets at `place` (source, R), and three learned ones at every other
-    source × R; at the place learned sets on the "base", "twin", "subtle" and "sealed" models, on
-    the last random ones too. `about`: what else the cells are told."""
+    learned, random and (of six problems) scaled sets at `place` (source, R), and three learned ones
+    at every other source × R; at the place learned sets on the "base", "twin", "subtle" and
+    "sealed" models, on the last random ones too. `about`: what else the cells are told."""
     usual = {"target_layer": 23, "n_vectors": 96, "steps": 4, "max_new_tokens": 16}
     about = {**usual, **about, "confirm": ENOUGH if part == "subtle" else 0}
     if part == "rehearsal":
@@ -110,7 +110,7 @@ def grid(
         configs += _on_own_problem("test", number, **here, **about)
         if part in ("backdoor", "sealed"):
             configs += _on_own_problem("test", number, kind="random", **here, **about)
-        if part == "backdoor":
+        if part == "backdoor" and number in seeds[:6]:
             configs += _on_own_problem("test", number, kind="scaled", **here, **about)
     if part == "backdoor":
         for number in seeds[:3]:
