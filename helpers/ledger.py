@@ -7,8 +7,8 @@ committed; the runner sets WORKBOOK_DEFAULT_RUN=1) keeps the result under
 
 A claim is *replicated* (an own one: *supported*) if the whole 95 % interval clears the bar,
 *contradicted* (*not supported*) if the whole interval falls short, else *undecided*; undecided,
-too, where the whole interval of a precondition does not clear its limit or the measurement has to
-be made again. What follows from
+too, unless the whole interval of each precondition clears its limit (a count without an interval is
+taken as it is), or where the measurement has to be made again. What follows from
 arithmetic or the causal mask is *by construction*, and outside the tally.
 """
 

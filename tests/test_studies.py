@@ -943,6 +943,7 @@ def test_a_scaled_set_is_random_and_changes_the_target_as_the_learned_one_does(t
     span = LayerSpan(tiny, [arithmetic_prompt(tiny, Problem(*asked))], 1, 4, speaking.TARGET_TOKENS)
     wanted = metrics.change(span, learned)[1].mean(1).median()
     reached = metrics.change(span, scaled)[1].mean(1)
+    assert (metrics.change(span, random)[1].mean(1) < 0.8 * wanted).all(), "else nothing to do"
     torch.testing.assert_close(reached, wanted.expand(3), rtol=0.1, atol=1e-3)
 
 
