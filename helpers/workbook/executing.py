@@ -54,7 +54,7 @@ def execute(path, output, parameters, cwd, cell_seconds) -> str | None:
     settings = {"engine_name": "workbook", "kernel_name": "python3", "language": "python"}
     settings |= {"execution_timeout": cell_seconds, "progress_bar": False, "cwd": cwd}
     try:
-        done = papermill.execute_notebook(nb, target, parameters, **settings)
+        done = _once_more(papermill.execute_notebook, nb, target, parameters, **settings)
     except PapermillExecutionError as error:
         index = error.cell_index - bool(parameters)  # papermill put a cell of parameters in front
         first = next((line for line in error.source.splitlines() if line.strip()), "")
@@ -64,6 +64,17 @@ def execute(path, output, parameters, cwd, cell_seconds) -> str | None:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     errors = widget_errors(done)
     return f"a widget's callback raised\n  {errors[0]}" if errors else None
+
+
+def _once_more(run, *arguments, **settings):
+    """`run`, and again where its kernel died before any cell: kernels choose a free port and bind
+    it later, and in between another process may have taken it ("Address already in use")."""
+    try:
+        return run(*arguments, **settings)
+    except RuntimeError as error:
+        if "Kernel died before replying" not in str(error):
+            raise
+    return run(*arguments, **settings)
 
 
 def _stop_when_input_closes() -> None:

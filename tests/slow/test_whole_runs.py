@@ -200,6 +200,26 @@ def test_an_interrupted_run_takes_its_kernels_along_and_goes_on(tmp_path, sign):
     assert not list(build.glob(".*.ipynb"))
 
 
+def test_a_kernel_that_lost_its_port_is_started_once_more():
+    from helpers.workbook.executing import _once_more
+
+    def run(dies, words):
+        tried.append(1)
+        if len(tried) <= dies:
+            raise RuntimeError(words)
+        return "done"
+
+    port = "Kernel died before replying to kernel_info"
+    for dies, words, tries in ((1, port, 2), (2, port, 2), (1, "something else", 1)):
+        tried = []
+        if tries > dies:
+            assert _once_more(run, dies, words) == "done"
+        else:
+            with pytest.raises(RuntimeError, match=words):
+                _once_more(run, dies, words)
+        assert len(tried) == tries
+
+
 def wait_for(condition, process, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
