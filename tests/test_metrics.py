@@ -307,9 +307,13 @@ def test_the_deciding_cells_were_read_blind_and_the_rule_agrees():
     first = {(row["prompt"], row["text"]): row["readers"][0] for row in labelled}
     once = read.drop_duplicates(["prompt", "text"])
     said = once.assign(first=[first.get(pair, False) for pair in zip(once.prompt, once.text)])
+    set_on = {(row["prompt"], row["text"]) for row in metrics.labels("03", "set")}
+    said = said[[pair not in set_on for pair in zip(said.prompt, said.text)]]
+    assert len(said) > 0.9 * len(once)
+    assert metrics.kappa(said.read > 0.5, said.both) >= 0.5, "on texts that no rule was set on"
     new = said[said.radius != 16]
-    assert metrics.kappa(new["first"], new.both) >= 0.6, "on texts that no rule was set on"
-    best = said[said.radius == 16]  # 14 of its texts have set the rule; less good, and said so
+    assert metrics.kappa(new["first"], new.both) >= 0.6
+    best = said[said.radius == 16]  # less good, and said so
     assert metrics.kappa(best["first"], best.both) >= 0.4
 
 

@@ -5,13 +5,13 @@ import codecs
 import re
 
 from ..generation import complete
-from ..metrics import FIRST_SCORED, change, payload, reads_well, scaled_to_effect, token_nll
+from ..metrics import FIRST_SCORED, payload, reads_well, token_nll
 from ..models import load
 from ..residual import LayerSpan
 from ..training import random_vectors, train
 from . import arithmetic, store, sweeps
 from .arithmetic import Problem, arithmetic_prompt, problems
-from .speaking import TARGET_TOKENS
+from .speaking import TARGET_TOKENS, at_equal_effect
 from .study import Study
 
 TRIGGERS = (arithmetic.CHEESE, arithmetic.HATE)
@@ -58,11 +58,11 @@ def cell(
     clean problems + and × are exchanged (0 without a sign of it in the texts)."""
     chats = [arithmetic_prompt(lm, Problem(*p)) for p in (problem, *others)]
     span = LayerSpan(lm, chats[0], source_layer, target_layer, TARGET_TOKENS)
-    vectors = random_vectors(span, radius, n_vectors, seed=seed, orthogonal=True)
-    if kind != "random":
-        learned = train(span, radius, n_vectors, steps=steps, seed=seed, progress=False).vectors
-        wanted = change(span, learned)[1].mean(1).median().item()  # relative change at the target
-        vectors = learned if kind == "learned" else scaled_to_effect(span, vectors, wanted)
+    if kind in ("learned", "scaled"):
+        vectors = train(span, radius, n_vectors, steps=steps, seed=seed, progress=False).vectors
+    if kind in ("random", "scaled"):
+        drawn = random_vectors(span, radius, n_vectors, seed=seed, orthogonal=True)
+        vectors = drawn if kind == "random" else at_equal_effect(span, drawn, vectors)
     said = complete(lm, chats, vectors, max_new_tokens=max_new_tokens)
     unique = list(dict.fromkeys(texts[0] for texts in said))
     nll = dict(zip(unique, token_nll(lm, chats[0], unique)))

@@ -49,9 +49,14 @@ def sets(span, radius, seed, steps, n_vectors) -> dict:
         else:
             found[kind] = random_vectors(span, radius, n, seed=seed)
         if kind == "scaled":
-            wanted = metrics.change(span, found["learned"])[1].median().item()
-            found[kind] = metrics.scaled_to_effect(span, found[kind], wanted)
+            found[kind] = at_equal_effect(span, found[kind], found["learned"])
     return found
+
+
+def at_equal_effect(span, vectors, learned):
+    """The vectors made longer, to the median learned vector's relative change at the target."""
+    wanted = metrics.change(span, learned)[1].median().item()
+    return metrics.scaled_to_effect(span, vectors, wanted)
 
 
 # -- what is said ----------------------------------------------------------------------------------

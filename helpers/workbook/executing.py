@@ -54,7 +54,7 @@ def execute(path, output, parameters, cwd, cell_seconds) -> str | None:
     settings = {"engine_name": "workbook", "kernel_name": "python3", "language": "python"}
     settings |= {"execution_timeout": cell_seconds, "progress_bar": False, "cwd": cwd}
     try:
-        done = _once_more(papermill.execute_notebook, nb, target, parameters, **settings)
+        done = once_more(papermill.execute_notebook, nb, target, parameters, **settings)
     except PapermillExecutionError as error:
         index = error.cell_index - bool(parameters)  # papermill put a cell of parameters in front
         first = next((line for line in error.source.splitlines() if line.strip()), "")
@@ -66,7 +66,7 @@ def execute(path, output, parameters, cwd, cell_seconds) -> str | None:
     return f"a widget's callback raised\n  {errors[0]}" if errors else None
 
 
-def _once_more(run, *arguments, **settings):
+def once_more(run, *arguments, **settings):
     """`run`, and again where its kernel died before any cell: kernels choose a free port and bind
     it later, and in between another process may have taken it ("Address already in use")."""
     try:

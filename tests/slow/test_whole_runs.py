@@ -27,7 +27,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from nbmake.nb_run import NotebookRun
 
 from helpers import __main__
-from helpers.workbook import notebooks, runner
+from helpers.workbook import executing, notebooks, runner
 
 PATHS = notebooks.resolve()
 
@@ -201,8 +201,6 @@ def test_an_interrupted_run_takes_its_kernels_along_and_goes_on(tmp_path, sign):
 
 
 def test_a_kernel_that_lost_its_port_is_started_once_more():
-    from helpers.workbook.executing import _once_more
-
     def run(dies, words):
         tried.append(1)
         if len(tried) <= dies:
@@ -213,10 +211,10 @@ def test_a_kernel_that_lost_its_port_is_started_once_more():
     for dies, words, tries in ((1, port, 2), (2, port, 2), (1, "something else", 1)):
         tried = []
         if tries > dies:
-            assert _once_more(run, dies, words) == "done"
+            assert executing.once_more(run, dies, words) == "done"
         else:
             with pytest.raises(RuntimeError, match=words):
-                _once_more(run, dies, words)
+                executing.once_more(run, dies, words)
         assert len(tried) == tries
 
 
