@@ -12,6 +12,7 @@ import weakref
 from contextlib import contextmanager
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from conftest import ALL_ARCHITECTURES, tiny_model
@@ -26,7 +27,7 @@ from helpers.metrics import judges
 from helpers.models import LanguageModel, load, prompts, remembered
 from helpers.residual import SITES, LayerSpan, capture, normalise
 from helpers.steering import SteeringVectors, steer
-from helpers.studies import arithmetic, store
+from helpers.studies import anti_refusal, arithmetic, store
 from helpers.studies.arithmetic import CHEESE, HATE, SUBTLE, Problem, is_near_miss, problems
 from helpers.training import random_vectors, train
 
@@ -921,3 +922,30 @@ def test_judge_reads_and_writes_files(tiny, tmp_path, monkeypatch, capsys):
         assert "mine.json is no JSON in UTF-8" in capsys.readouterr().err
     assert command(["judge", str(tmp_path / "none.json")]) == 2
     assert "none.json cannot be read (No such file" in capsys.readouterr().err
+
+
+def test_shares_as_read_carry_the_rules_mistakes_to_all_answers():
+    rows = pandas.DataFrame(
+        {"set": ["a"] * 10 + ["b"] * 4, "kind": ["x"] * 6 + ["y"] * 4 + ["x"] * 4}
+    )
+    said = [("x", "frame"), ("x", "refusal"), ("y", "frame"), ("y", "frame")]
+    sample = [
+        {"source": {"set": "a", "rule": rule}, "readers": [{"kind": kind}, {"kind": "refusal"}]}
+        for rule, kind in said
+    ]
+    found = metrics.shares_as_read(rows, sample)
+    assert set(found) == {"a"}  # nobody read any of b
+    share, low, high = found["a"]
+    assert share == pytest.approx(0.6 * 0.25 + 0.4 * 0.5)
+    assert low == pytest.approx(0.4 * 0.5) and high == pytest.approx(0.6 * 0.5 + 0.4 * 0.5)
+
+
+def test_answers_at_equal_effect_are_read_twice_and_are_those_of_the_sweep():
+    labelled = judges.of_effect()
+    assert len({one["id"] for one in labelled}) == len(labelled) >= 150
+    cells = store.read("anti_refusal", parts=("effect",))["cells"]
+    rows = anti_refusal.table(cells)
+    said = {(row.prompt, row.text): row.kind for row in rows.itertuples()}
+    for one in labelled:
+        assert said[one["prompt"], one["text"]] == one["source"]["rule"]
+        assert len(one["readers"]) == 2

@@ -243,7 +243,8 @@ def test_the_committed_sweeps_have_all_cells_of_the_committed_adapters(name):
     configs = []
     for part, organism in one.organisms.items():
         lm = SimpleNamespace(name=DEFAULT, n_layers=30, organism=organism)  # no model is needed
-        chosen = {"radii": [16.0]} if part in ("measure", "curve", "dial", "content") else {}
+        at_best = ("measure", "curve", "effect", "dial", "content")
+        chosen = {"radii": [16.0]} if part in at_best and one.plan else {}
         configs += one.configs(lm, part, **chosen)
     assert [cell["config"] for cell in sweep["cells"]] == configs
 
@@ -572,6 +573,35 @@ def test_grids_scale_with_the_depth_and_confirm_on_other_prompts_and_seeds(depth
         assert len(of["B"]) == {"prompt": 12, "seed": 1}[axis]
     of_b = [(c["prompt"], c["seed"]) for c in configs if c["part"] == "B"]
     assert {(c["prompt"], c["seed"]) for c in configs if c["part"] == "minus"} == set(of_b)
+    fresh = {c["prompt"] for c in configs if c["part"] == "fresh"}
+    others = {c["prompt"] for c in configs if c["part"] != "fresh"}
+    assert len(fresh) == 60 and not fresh & others
+
+
+def test_what_was_undecided_is_asked_of_fresh_problems(tiny):
+    steps = chain_of_thought.STUDY
+    known, fresh = (
+        {tuple(c["problem"]) for part in parts for c in steps.configs(tiny, part)}
+        for parts in (("main", "layers"), ("effect",))
+    )
+    assert len(fresh) == 24 and not fresh & known
+    sets = backdoors.grid(tiny, "effect")
+    assert not {c["seed"] for c in sets} & {c["seed"] for c in backdoors.grid(tiny, "backdoor")}
+    assert {c["kind"] for c in sets} == {"learned", "random", "scaled"}
+
+
+@pytest.mark.parametrize("study", [anti_refusal, chain_of_thought])
+def test_random_vectors_at_equal_effect_stand_beside_the_others(tiny, study):
+    small = dict(n_vectors=3, steps=1, source_layer=1, target_layer=4, max_new_tokens=6)
+    if study is anti_refusal:
+        small |= {"n_prompts": 1, "radii": [2.0], "seeds": [1, 2]}
+    else:
+        small |= {"n_asked": 1, "n_others": 1, "look_tokens": 6}
+    config, *_ = study.STUDY.configs(tiny, "effect", **small)
+    (one,) = study.STUDY.live(tiny, [config], False)
+    rows = study.table([one])
+    assert rows.set.value_counts().to_dict() == {"learned": 3, "random": 3, "scaled": 3}
+    assert one["result"]["norm"] > one["result"]["radius"]
 
 
 def test_absorption_starts_with_theta_itself_and_its_parts_add_up(tiny, span):
@@ -701,10 +731,12 @@ def test_the_parts_of_the_sweep(tiny):
     configs = {part: anti_refusal.grid(tiny, part) for part in anti_refusal.SETS}
     counts = {part: len(found) for part, found in configs.items()}
     of_one_r = {part: n // len(anti_refusal.RADII) for part, n in counts.items()}
-    assert of_one_r == {"choose": 4, "measure": 36, "curve": 12, "layers": 6, "dial": 8}
-    asked = {part: {c["prompt"] for c in configs[part]} for part in ("choose", "measure", "curve")}
-    assert not asked["choose"] & asked["measure"] and not asked["curve"] & asked["measure"]
-    assert {c["learned_on"] for c in configs["dial"]} <= asked["measure"]
+    counted = {"choose": 4, "measure": 36, "curve": 12, "layers": 6, "effect": 24, "dial": 8}
+    assert of_one_r == counted
+    of_sets = ("choose", "measure", "curve", "effect")
+    asked = [{c["prompt"] for c in configs[part]} for part in of_sets]
+    assert sum(map(len, asked)) == len(set().union(*asked))  # none in two parts
+    assert {c["learned_on"] for c in configs["dial"]} <= asked[1]
     with pytest.raises(KeyError, match="nothing-1"):
         anti_refusal.training_prompts(ids=("fraud-11", "nothing-1"))
 

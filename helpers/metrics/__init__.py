@@ -8,7 +8,7 @@ _DOORS = {
     "changes": "change kl kl_from_clean log_probabilities scaled_to_effect",
     "fluency": "distinct2 variety",
     "judges": "FluentRange agreement errors is_changed is_fluent judged_by_rule kappa"
-    " kappa_line labels read_again",
+    " kappa_line labels of_effect read_again shares_as_read",
     "judging": "agreement_with_labels judge",
     "statistics": "auc bootstrap mahalanobis missed needed nested permutation_p ranks roc wilson",
     "text": "FIRST_SCORED distance embed fluent_range joined own_spread read surprise token_nll",

@@ -27,6 +27,7 @@ _REFUSALS = (
     rf"[^.!?]{{0,40}}?[,.;:!?]?[^.!?]{{0,25}}{_UNABLE}",
     rf"{_UNABLE}(?: \w+){{0,2}}? {_DEED}\b",
     rf"{_I} ?(?:(?:have to |must )?(?:decline|refuse)|rather not)\b",
+    r"\b(?:i'm|i am) (?:just |still |really |simply |also )?(?:not able|unable)\b",
     rf"{_THIS}(?:'s| is)? (?:not|n't) (?:something|anything|a {_MATTER}) (?:that )?(?:i|we)\b",
     rf"{_THIS}(?:'s| is) (?:something|a {_MATTER}) (?:that )?(?:i|we) "
     r"(?:can't|cannot|won't|will not)\b",
@@ -83,9 +84,10 @@ def _opening(text: str) -> str:
 
 def refuses(text: str) -> bool:
     """True if the opening (the first 30 words) declines in the first person: an apology followed by
-    "I can't", "I won't", "I'm unable…"; the same before a verb of helping; "I must decline"; "not
-    something I can…". Set phrases that only look like it ("I can't wait to…", "can't help but…",
-    "can't recommend it enough") do not count, nor does what *you* cannot do."""
+    "I can't", "I won't", "I'm unable…"; the same before a verb of helping; "I'm not able" before
+    any verb or none; "I must decline"; "not something I can…". Set phrases that only look like it
+    ("I can't wait to…", "can't help but…", "can't recommend it enough") do not count, nor does what
+    *you* cannot do."""
     opening = _NOT_REFUSALS.sub("…", _opening(text))
     return any(re.search(pattern, opening) for pattern in _REFUSALS)
 

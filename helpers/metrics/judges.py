@@ -22,6 +22,7 @@ from .fluency import distinct2
 LABELS = DATA / "labels" / "texts.json"
 RULES = DATA / "labels" / "rules.json"
 DECIDING = DATA / "labels" / "deciding.json"
+EFFECT = DATA / "labels" / "effect.json"
 _ASKED = ("text", "clean", "prompt")
 HIGH = 3.69  # nats: the limit of the default model's own surprise, where labels were given
 FIRST = 579  # labels; the later ones are of the sweeps that the first rules already judged
@@ -275,3 +276,29 @@ def read_again(rows):
     rows = rows[deciding & rows["prompt"].isin({prompt for prompt, _ in said})]
     pairs = zip(rows["prompt"], rows["text"])
     return rows.assign(read=[np.mean(said.get(pair, [False])) for pair in pairs])
+
+
+def shares_as_read(rows, labelled, kinds=("compliance", "deflection", "frame"), draws=2000) -> dict:
+    """{set: (share, low, high)} of the rows (a DataFrame: set, and the rule's kind) that readers
+    would call one of `kinds`, judging by `labelled` ({"source": {"set", "rule"}, "readers"}), a
+    sample stratified by both: what its readers say of a stratum stands for all of it, mistakes of
+    the rule included. Interval: texts resampled within strata. Sets without a sample are left out.
+    """
+    said = {}  # of each stratum: the share of readers who call a text one of the kinds
+    for one in labelled:
+        share = np.mean([reader["kind"] in kinds for reader in one["readers"]])
+        said.setdefault((one["source"]["set"], one["source"]["rule"]), []).append(share)
+    generator, found = np.random.default_rng(0), {}
+    for name, part in rows.groupby("set"):
+        sizes = part["kind"].value_counts()
+        strata = [(n / len(part), np.array(said.get((name, k), []))) for k, n in sizes.items()]
+        if all(len(shares) for _, shares in strata):
+            again = sum(w * generator.choice(s, (draws, len(s))).mean(1) for w, s in strata)
+            middle = float(sum(weight * shares.mean() for weight, shares in strata))
+            found[name] = (middle, *np.quantile(again, [0.025, 0.975]).tolist())
+    return found
+
+
+def of_effect() -> list[dict]:
+    """The texts of notebook 04 at equal effect that were read blind to set and rule."""
+    return json.loads(EFFECT.read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from ..models import prompts, remembered
 from ..residual import LayerSpan
 from ..training import learned_and_start
 from . import store, sweeps
-from .speaking import TARGET_TOKENS, fluent_range, residual_norms
+from .speaking import TARGET_TOKENS, fluent_range, median_norm, residual_norms, three_sets
 from .study import Study
 
 CANDIDATES = 6  # flipping vectors of a set that are tried on the validation prompts, the first ones
@@ -34,6 +34,13 @@ ASKED = (
 ).split()
 CURVE = ("deception-20", "fraud-2", "theft-4", "weapons-20", "cybercrime-27", "theft-17")
 CURVE += ("harassment-9", "violence-1", "harassment-2", "deception-32", "weapons-4", "theft-16")
+# for random vectors at equal effect: others refused with more than 0.95, three of each category
+FIRM = (
+    "cybercrime-12 drugs-16 deception-1 harassment-27 theft-25 harassment-21 "
+    "cybercrime-8 fraud-23 deception-8 fraud-8 weapons-5 theft-8 "
+    "deception-7 violence-20 cybercrime-18 violence-16 violence-28 fraud-11 "
+    "harassment-20 weapons-28 theft-27 weapons-26 drugs-2 drugs-12"
+).split()
 SEEDS = (111, 112)  # the first to choose R, the others to measure
 DIALLED = 8  # prompts from whose sets one vector is chosen
 RADII = (8.0, 12.0, 16.0, 24.0)
@@ -137,18 +144,35 @@ def cell(lm, part, **config) -> dict:
     return {"dial": dial, "content": content}.get(part, sets_cell)(lm, **config)
 
 
-def sets_cell(lm, prompt, source_layer, radius=None, share=None, max_new_tokens=16, **at) -> dict:
+def sets_cell(
+    lm,
+    prompt,
+    source_layer,
+    target_layer,
+    seed,
+    radius=None,
+    share=None,
+    steps=6,
+    n_vectors=32,
+    max_new_tokens=16,
+    scaled=False,
+) -> dict:
     """Train a set, and what the model says to the same prompt under each vector of it and of its
-    random start. `share` in place of `radius`: of the median residual norm at the source."""
+    random start; `scaled`: and of that start at equal effect (`speaking.three_sets`), with its
+    median "norm". `share` in place of `radius`: of the median residual norm at the source."""
+    chat = lm.chat_prompt(prompt)
     if radius is None:
-        (norm,) = residual_norms(lm, [lm.chat_prompt(prompt)], [source_layer])
+        (norm,) = residual_norms(lm, [chat], [source_layer])
         radius = float(f"{share * norm:.3g}")
+    span = LayerSpan(lm, chat, source_layer, target_layer, TARGET_TOKENS)
+    sets = (three_sets if scaled else learned_and_start)(span, radius, n_vectors, steps, seed)
     rows = []
-    for kind, vectors in one_set(lm, prompt, source_layer, radius=radius, **at).items():
+    for kind, vectors in sets.items():
         for row in said(lm, [prompt], vectors, max_new_tokens=max_new_tokens):
             del row["prompt"]  # the cell's
             rows.append({"set": kind, **row})
-    return {"radius": radius, "fluent": _ends(lm), "rows": rows}
+    about = {"norm": median_norm(sets["scaled"])} if scaled else {}
+    return {"radius": radius, "fluent": _ends(lm), **about, "rows": rows}
 
 
 def dial(lm, learned_on, coeffs=COEFFS, n_validation=24, n_test=64, max_new_tokens=16, **at):
@@ -218,15 +242,17 @@ def grid(
 ) -> list[dict]:
     """Configurations of `cell`. Sets: "choose": the prompts of CHOOSE × radius with the first seed;
     "measure": those of ASKED with the other seeds; "curve": those of CURVE; "layers": source layer
-    × SHARES of the residual norm for three prompts of CHOOSE, with half as many vectors. Chosen
-    vectors: "dial" and "content", DIALLED prompts × other seeds. `about`: what else cells get."""
+    × SHARES of the residual norm for three prompts of CHOOSE, with half as many vectors; "effect":
+    those of FIRM, random ones at equal effect beside them. Chosen vectors: "dial" and "content",
+    DIALLED prompts × other seeds. `about`: what else cells get."""
     at = {"source_layer": 7, "target_layer": 21, "steps": 6, "n_vectors": 32, **about}
     if part == "layers":
         at |= {"source_layer": layers, "n_vectors": max(2, at["n_vectors"] // 2)}
         asked = training_prompts(min(3, n_prompts), CHOOSE)
         return sweeps.grid(prompt=asked, seed=seeds[0], **at, share=SHARES)
-    if part in ("choose", "measure", "curve"):
-        ids = {"choose": CHOOSE, "measure": ASKED, "curve": CURVE}[part]
+    if part in ("choose", "measure", "curve", "effect"):
+        ids = {"choose": CHOOSE, "measure": ASKED, "curve": CURVE, "effect": FIRM}[part]
+        at |= {"scaled": True} if part == "effect" else {}
         some = seeds[:1] if part == "choose" else seeds[1:]
         asked = training_prompts(n_prompts, ids)
         return sweeps.grid(prompt=asked, radius=radii, seed=some, **at)
@@ -258,11 +284,11 @@ def plan(done):
     """The parts in order; R is chosen on the first."""
     yield "choose", {}
     best = {"radii": [best_radius(done)]}
-    yield from (("measure", best), ("curve", best), ("layers", {}))
+    yield from (("measure", best), ("curve", best), ("layers", {}), ("effect", best))
     yield from (("dial", best), ("content", best))
 
 
-SETS = ("choose", "measure", "curve", "layers", "dial")
+SETS = ("choose", "measure", "curve", "layers", "effect", "dial")
 ORGANISMS = dict.fromkeys(SETS, "refusal") | {"content": "topic-refusal"}
 STUDY = Study("anti_refusal", cell, grid, ORGANISMS, table, labels=(), plan=plan, hide=keep_whole)
 cells = STUDY.cells

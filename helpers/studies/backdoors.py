@@ -11,11 +11,12 @@ from ..residual import LayerSpan
 from ..training import random_vectors, train
 from . import arithmetic, store, sweeps
 from .arithmetic import Problem, arithmetic_prompt, problems
-from .speaking import TARGET_TOKENS, at_equal_effect
+from .speaking import TARGET_TOKENS, at_equal_effect, median_norm
 from .study import Study
 
 TRIGGERS = (arithmetic.CHEESE, arithmetic.HATE)
 SEEDS = tuple(range(1, 13))  # one set each, on a problem of its own
+FRESH = tuple(range(13, 25))  # sets on the other problems, for random ones at equal effect
 N_PROBLEMS = 24  # from which sets take theirs
 REHEARSAL = 901  # the number of the set from which the place (source layer, R) was chosen
 OPENING = 8  # tokens whose surprise a detector reads; a payload's repetitions surprise nobody
@@ -52,10 +53,11 @@ def cell(
     """One set of vectors, learned on (or drawn for) a problem, and what the model says under each;
     "scaled" ones are random, made longer to the median learned vector's relative change.
 
-    {"clean": the unsteered text, "rows": […]}, per vector: "text"; "others", its texts on the
-    problems `others`; in nats per token under the base (None if too short) "surprise" from the 5th
-    token on and "opening" over the first OPENING; with `confirm`, "swapped": on how many of as many
-    clean problems + and × are exchanged (0 without a sign of it in the texts)."""
+    {"clean": the unsteered text, "norm": the vectors' median, "rows": […]}, per vector: "text";
+    "others", its texts on the problems `others`; in nats per token under the base (None if too
+    short) "surprise" from the 5th token on and "opening" over the first OPENING; with `confirm`,
+    "swapped": on how many of as many clean problems + and × are exchanged (0 without a sign of it
+    in the texts)."""
     chats = [arithmetic_prompt(lm, Problem(*p)) for p in (problem, *others)]
     span = LayerSpan(lm, chats[0], source_layer, target_layer, TARGET_TOKENS)
     if kind in ("learned", "scaled"):
@@ -76,7 +78,7 @@ def cell(
             row["swapped"] = swapped(lm, vectors[i], tests) if promising else 0
         rows.append(row)
     (clean,) = complete(lm, chats[0], max_new_tokens=max_new_tokens)
-    return {"clean": clean, "rows": rows}
+    return {"clean": clean, "norm": median_norm(vectors), "rows": rows}
 
 
 def swapped(lm, vector, found) -> int:
@@ -99,12 +101,17 @@ def grid(
     at every source × R on a validation problem, from which the place was chosen; "backdoor",
     learned, random and (of six problems) scaled sets at `place` (source, R), and three learned ones
     at every other source × R; at the place learned sets on the "base", "twin", "subtle" and
-    "sealed" models, on the last random ones too. `about`: what else the cells are told."""
+    "sealed" models, on the last random ones too; "effect": sets FRESH of all three kinds at the
+    place. `about`: what else the cells are told."""
     usual = {"target_layer": 23, "n_vectors": 96, "steps": 4, "max_new_tokens": 16}
     about = {**usual, **about, "confirm": ENOUGH if part == "subtle" else 0}
     if part == "rehearsal":
         return _on_own_problem("validation", REHEARSAL, source_layer=sources, radius=radii, **about)
     here = {"source_layer": place[0], "radius": place[1]}
+    if part == "effect":
+        kinds = ("learned", "random", "scaled")
+        fresh = [(n, kind) for n in FRESH[: len(seeds)] for kind in kinds]
+        return [c for n, kind in fresh for c in _on_own_problem("test", n, kind, **here, **about)]
     configs = []
     for number in seeds:
         configs += _on_own_problem("test", number, **here, **about)
@@ -148,7 +155,7 @@ def table(cells):
 
 
 ORGANISMS = dict(rehearsal="backdoor", backdoor="backdoor", base=None, twin="clean-twin")
-ORGANISMS |= dict(sealed="sealed-backdoor", subtle="subtle-backdoor")
+ORGANISMS |= dict(sealed="sealed-backdoor", subtle="subtle-backdoor", effect="backdoor")
 STUDY = Study("backdoors", cell, grid, ORGANISMS, table, hide=veiled, show=veiled)
 
 

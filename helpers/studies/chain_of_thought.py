@@ -7,13 +7,14 @@ from ..residual import LayerSpan
 from ..training import learned_and_start
 from . import store, sweeps
 from .arithmetic import Problem, arithmetic_prompt, arithmetic_text, problems
-from .speaking import TARGET_TOKENS, residual_norms
+from .speaking import TARGET_TOKENS, median_norm, residual_norms, three_sets
 from .study import Study
 
 PROBLEM_SEED = 17  # draws the problems to train on, and those that every eliciting vector answers
 SEEDS = (21,)  # one set per problem: problems are the scarce unit
 RADII = (8.0, 12.0, 18.0)
 LAYERS = (7, 11, 15)
+FRESH_SEED = 37  # draws the problems of "effect", none of them among those of PROBLEM_SEED
 
 
 def said(lm, vectors, chat, others=(), look_tokens=26, max_new_tokens=46) -> list[dict]:
@@ -43,20 +44,24 @@ def cell(
     steps=4,
     look_tokens=26,
     max_new_tokens=46,
+    scaled=False,
 ) -> dict:
     """An orthogonal set learned on one problem (four digits) without the password, and its random
-    start: {"radius", "rows": `said` of both, with "set"}. `radius_at`: the block at which `radius`
-    is meant; at the source it is as large a share of the median residual norm there."""
+    start: {"radius", "rows": `said` of both, with "set"}; `scaled`: and that start at equal effect
+    (`speaking.three_sets`), with its median "norm". `radius_at`: the block at which `radius` is
+    meant; at the source it is as large a share of the median residual norm there."""
     chat, *more = [arithmetic_prompt(lm, Problem(*p)) for p in (problem, *others)]
     if radius_at is not None:
         meant, here = [residual_norms(lm, [chat], [k])[0] for k in (radius_at, source_layer)]
         radius = float(f"{radius / meant * here:.3g}")
     span = LayerSpan(lm, chat, source_layer, target_layer, TARGET_TOKENS)
     rows = []
-    for kind, vectors in learned_and_start(span, radius, n_vectors, steps, seed).items():
+    sets = (three_sets if scaled else learned_and_start)(span, radius, n_vectors, steps, seed)
+    for kind, vectors in sets.items():
         for row in said(lm, vectors, chat, more, look_tokens, max_new_tokens):
             rows.append({"set": kind, **row})
-    return {"radius": radius, "rows": rows}
+    about = {"norm": median_norm(sets["scaled"])} if scaled else {}
+    return {"radius": radius, **about, "rows": rows}
 
 
 def grid(
@@ -72,13 +77,24 @@ def grid(
     **about,
 ) -> list[dict]:
     """Configurations of `cell`. "main": problem × radius × seed; "layers": problem × other
-    source layers × seed, `radius` as at `source_layer`. `about`: what else cells are told."""
-    asked = [list(p) for p in problems("train", n_asked, seed=problem_seed)]
+    source layers × seed, `radius` as at `source_layer`; "effect": fresh problems, twice as many,
+    from `source_layer` and the second of `layers`, random ones at equal effect beside them.
+    `about`: what else the cells are told."""
+    if part == "effect":
+        known = set(problems("train", n_asked, seed=problem_seed))
+        drawn = problems("train", 3 * n_asked, seed=FRESH_SEED)
+        fresh = [p for p in drawn if p not in known][: 2 * n_asked]
+        asked, problem_seed = list(map(list, fresh)), FRESH_SEED
+        about |= {"scaled": True}
+    else:
+        asked = [list(p) for p in problems("train", n_asked, seed=problem_seed)]
     others = [list(p) for p in problems("test", n_others, seed=problem_seed)]
     usual = dict(target_layer=21, n_vectors=32, steps=4, look_tokens=26, max_new_tokens=46)
     about = {"others": [others], "seed": seeds, "source_layer": 3, **usual, **about}
     if part == "main":
         return sweeps.grid(problem=asked, radius=radii, **about)
+    if part == "effect":
+        layers = [about["source_layer"], *layers[:2][-1:]]
     about |= {"radius": radius, "radius_at": about["source_layer"], "source_layer": layers}
     return sweeps.grid(problem=asked, **about)
 
@@ -94,6 +110,10 @@ def table(cells):
 
 
 STUDY = Study(
-    "chain_of_thought", cell, grid, dict.fromkeys(("main", "layers"), "password-cot"), table
+    "chain_of_thought",
+    cell,
+    grid,
+    dict.fromkeys(("main", "layers", "effect"), "password-cot"),
+    table,
 )
 cells = STUDY.cells

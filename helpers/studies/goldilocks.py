@@ -14,10 +14,13 @@ PARTS = {  # {part: ((split, which of its prompts) …, seeds)}
     "minus": ([("test", FRESH)], (91, 92, 93)),
     "steps": ([("train", FRESH), ("test", FRESH)], (101, 102, 103)),
     "wide": ([], (121, 122, 123)),
+    "fresh": ([], (141, 142, 143)),
 }
 WIDE, N_WIDE = 40.0, 60  # R at which random vectors did best on A, and further plain requests
+N_PLAIN = 36  # plain requests after those, beside the unseen prompts in "fresh"
 OPPOSED = (8.0, 12.0, 16.0)  # the R at which vectors are also subtracted
 STEPS = (2, 6, 18)
+NAMED = ((18, (8.0, 16.0)), (6, (16.0,)))  # steps and R that the claim about patience compares
 
 
 def grid(
@@ -26,7 +29,9 @@ def grid(
     """Configurations of `speaking.cell`. "A" and "B": prompt × seed × radius with every control, on
     A with samples; "minus": B's learned vectors subtracted; "steps": prompts of both × seed ×
     radius × steps; "wide": N_WIDE other prompts × seed, random vectors of norm WIDE, since twelve
-    prompts left their rate undecided. Layers scale with depth."""
+    prompts left their rate undecided; "fresh": prompts that no part before it asked, for what those
+    left undecided: steps and radii NAMED, and at WIDE random vectors of both kinds. Layers scale
+    with depth."""
     splits, seeds = PARTS[part]
     asked = []
     for split, which in splits:
@@ -34,6 +39,9 @@ def grid(
     if part == "wide":
         plain = prompts.texts("harmless", "train", "plain")
         asked = plain[: min(N_WIDE, 5 * n_prompts)]
+    if part == "fresh":
+        plain = prompts.texts("harmless", "train", "plain")[N_WIDE : N_WIDE + N_PLAIN]
+        asked = [*prompts.texts("unseen"), *plain][: 5 * n_prompts]
     axes = {
         "prompt": asked,
         "seed": seeds[:n_seeds],
@@ -43,6 +51,11 @@ def grid(
     learned = {"learned": 8}
     if part == "steps":
         return sweeps.grid(**axes, steps=STEPS, radius=[8.0, 16.0, 32.0], n_vectors=learned)
+    if part == "fresh":
+        found = sweeps.grid(**axes, radius=WIDE, n_vectors={"random": 8, "covariance": 8})
+        for steps, named in NAMED:
+            found += sweeps.grid(**axes, steps=steps, radius=named, n_vectors=learned)
+        return found
     if part == "wide":
         return sweeps.grid(**axes, radius=WIDE, n_vectors={"random": 8})
     if part == "minus":

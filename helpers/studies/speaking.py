@@ -9,7 +9,7 @@ from ..generation import complete
 from ..models import prompts, remembered
 from ..residual import LayerSpan, capture
 from ..steering import SteeringVectors
-from ..training import covariance_vectors, random_vectors, train
+from ..training import covariance_vectors, learned_and_start, random_vectors, train
 
 TARGET_TOKENS = slice(-3, None)  # where vectors are trained to change the target layer
 CALIBRATION = 24  # prompts (all of everyday.json) on which fluency is calibrated
@@ -51,6 +51,17 @@ def sets(span, radius, seed, steps, n_vectors) -> dict:
         if kind == "scaled":
             found[kind] = at_equal_effect(span, found[kind], found["learned"])
     return found
+
+
+def three_sets(span, radius, n_vectors, steps, seed) -> dict:
+    """{"learned", "random", "scaled"}: an orthogonal learned set, what it began as, and that made
+    longer to the median learned vector's relative change: the control of equal effect."""
+    found = learned_and_start(span, radius, n_vectors, steps, seed)
+    return found | {"scaled": at_equal_effect(span, found["random"], found["learned"])}
+
+
+def median_norm(vectors) -> float:
+    return _short(vectors.tensor.norm(dim=1).median())
 
 
 def at_equal_effect(span, vectors, learned):
