@@ -171,7 +171,7 @@ def test_shares_are_means_over_prompts_and_seeds(folder):
 
 def test_the_committed_sweeps_are_small_and_say_how_they_were_made():
     files = list(store.FOLDER.glob("*.json"))
-    assert sum(path.stat().st_size for path in files) < 8e6
+    assert sum(path.stat().st_size for path in files) < 10e6
     meta = store.read("explorer")["meta"]
     assert {"command", "model", "model_hash", "dtype", "versions"} <= set(meta)
 
