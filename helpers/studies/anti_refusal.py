@@ -14,9 +14,8 @@ from .. import ledger, metrics
 from ..generation import complete
 from ..models import prompts, remembered
 from ..residual import LayerSpan
-from ..training import learned_and_start
 from . import store, sweeps
-from .speaking import TARGET_TOKENS, fluent_range, median_norm, residual_norms, three_sets
+from .speaking import TARGET_TOKENS, fluent_range, median_norm, orthogonal_sets, residual_norms
 from .study import Study
 
 CANDIDATES = 6  # flipping vectors of a set that are tried on the validation prompts, the first ones
@@ -102,10 +101,12 @@ def keep_whole(one) -> dict:
 
 
 # -- one set, and one vector chosen from it --------------------------------------------------------
-def one_set(lm, prompt, source_layer, target_layer, radius, seed, steps=6, n_vectors=32):
-    """{"learned", "random"}: an orthogonal set trained on one prompt, and what it began as."""
+def one_set(
+    lm, prompt, source_layer, target_layer, radius, seed, steps=6, n_vectors=32, scaled=False
+):
+    """`speaking.orthogonal_sets` of one prompt: {"learned", "random"}, "scaled" if asked for."""
     span = LayerSpan(lm, lm.chat_prompt(prompt), source_layer, target_layer, TARGET_TOKENS)
-    return learned_and_start(span, radius, n_vectors, steps, seed)
+    return orthogonal_sets(span, radius, n_vectors, steps, seed, scaled)
 
 
 def choose(lm, prompt, validation, judge=None, max_new_tokens=16, **at):
@@ -144,34 +145,20 @@ def cell(lm, part, **config) -> dict:
     return {"dial": dial, "content": content}.get(part, sets_cell)(lm, **config)
 
 
-def sets_cell(
-    lm,
-    prompt,
-    source_layer,
-    target_layer,
-    seed,
-    radius=None,
-    share=None,
-    steps=6,
-    n_vectors=32,
-    max_new_tokens=16,
-    scaled=False,
-) -> dict:
+def sets_cell(lm, prompt, source_layer, radius=None, share=None, max_new_tokens=16, **at) -> dict:
     """Train a set, and what the model says to the same prompt under each vector of it and of its
-    random start; `scaled`: and of that start at equal effect (`speaking.three_sets`), with its
-    median "norm". `share` in place of `radius`: of the median residual norm at the source."""
-    chat = lm.chat_prompt(prompt)
+    random start; `scaled`: and of that start at equal effect, with its median "norm". `share` in
+    place of `radius`: of the median residual norm at the source."""
     if radius is None:
-        (norm,) = residual_norms(lm, [chat], [source_layer])
+        (norm,) = residual_norms(lm, [lm.chat_prompt(prompt)], [source_layer])
         radius = float(f"{share * norm:.3g}")
-    span = LayerSpan(lm, chat, source_layer, target_layer, TARGET_TOKENS)
-    sets = (three_sets if scaled else learned_and_start)(span, radius, n_vectors, steps, seed)
+    sets = one_set(lm, prompt, source_layer, radius=radius, **at)
     rows = []
     for kind, vectors in sets.items():
         for row in said(lm, [prompt], vectors, max_new_tokens=max_new_tokens):
             del row["prompt"]  # the cell's
             rows.append({"set": kind, **row})
-    about = {"norm": median_norm(sets["scaled"])} if scaled else {}
+    about = {"norm": median_norm(sets["scaled"])} if "scaled" in sets else {}
     return {"radius": radius, "fluent": _ends(lm), **about, "rows": rows}
 
 

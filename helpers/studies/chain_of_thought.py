@@ -4,10 +4,9 @@ sweep of notebook 05."""
 from ..generation import complete
 from ..metrics import works_in_steps
 from ..residual import LayerSpan
-from ..training import learned_and_start
 from . import store, sweeps
 from .arithmetic import Problem, arithmetic_prompt, arithmetic_text, problems
-from .speaking import TARGET_TOKENS, median_norm, residual_norms, three_sets
+from .speaking import TARGET_TOKENS, median_norm, orthogonal_sets, residual_norms
 from .study import Study
 
 PROBLEM_SEED = 17  # draws the problems to train on, and those that every eliciting vector answers
@@ -48,15 +47,15 @@ def cell(
 ) -> dict:
     """An orthogonal set learned on one problem (four digits) without the password, and its random
     start: {"radius", "rows": `said` of both, with "set"}; `scaled`: and that start at equal effect
-    (`speaking.three_sets`), with its median "norm". `radius_at`: the block at which `radius` is
-    meant; at the source it is as large a share of the median residual norm there."""
+    (`speaking.orthogonal_sets`), with its median "norm". `radius_at`: the block at which `radius`
+    is meant; at the source it is as large a share of the median residual norm there."""
     chat, *more = [arithmetic_prompt(lm, Problem(*p)) for p in (problem, *others)]
     if radius_at is not None:
         meant, here = [residual_norms(lm, [chat], [k])[0] for k in (radius_at, source_layer)]
         radius = float(f"{radius / meant * here:.3g}")
     span = LayerSpan(lm, chat, source_layer, target_layer, TARGET_TOKENS)
     rows = []
-    sets = (three_sets if scaled else learned_and_start)(span, radius, n_vectors, steps, seed)
+    sets = orthogonal_sets(span, radius, n_vectors, steps, seed, scaled)
     for kind, vectors in sets.items():
         for row in said(lm, vectors, chat, more, look_tokens, max_new_tokens):
             rows.append({"set": kind, **row})

@@ -53,11 +53,14 @@ def sets(span, radius, seed, steps, n_vectors) -> dict:
     return found
 
 
-def three_sets(span, radius, n_vectors, steps, seed) -> dict:
-    """{"learned", "random", "scaled"}: an orthogonal learned set, what it began as, and that made
-    longer to the median learned vector's relative change: the control of equal effect."""
+def orthogonal_sets(span, radius, n_vectors, steps, seed, scaled=False) -> dict:
+    """{"learned", "random"}: an orthogonal learned set and what it began as; with `scaled` also
+    "scaled", that start made longer to the median learned vector's relative change: the control of
+    equal effect."""
     found = learned_and_start(span, radius, n_vectors, steps, seed)
-    return found | {"scaled": at_equal_effect(span, found["random"], found["learned"])}
+    if scaled:
+        found["scaled"] = at_equal_effect(span, found["random"], found["learned"])
+    return found
 
 
 def median_norm(vectors) -> float:
