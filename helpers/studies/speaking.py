@@ -64,7 +64,7 @@ def orthogonal_sets(span, radius, n_vectors, steps, seed, scaled=False) -> dict:
 
 
 def median_norm(vectors) -> float:
-    return _short(vectors.tensor.norm(dim=1).median())
+    return short(vectors.tensor.norm(dim=1).median())
 
 
 def at_equal_effect(span, vectors, learned):
@@ -102,7 +102,7 @@ def spoken(lm, chat, clean, theta, temperature=0.0, max_new_tokens=24, seed=0) -
     nll = dict(zip(unique, nll[1:]))
     rows = []
     for text in texts:
-        numbers = {"distance": _short(apart[text]), "surprise": _short(nll[text])}
+        numbers = {"distance": short(apart[text]), "surprise": short(nll[text])}
         rows.append({"temperature": temperature, "text": text, **numbers})
     return rows, first
 
@@ -122,11 +122,11 @@ def measured(span, clean, theta, max_new_tokens=24) -> list[dict]:
     }
     for name, values in numbers.items():
         for row, value in zip(rows, values):
-            row[name] = _short(value)
+            row[name] = short(value)
     return rows
 
 
-def _short(number):
+def short(number):
     """4 significant digits, None for NaN: what a JSON file can hold."""
     number = float(number)
     return float(f"{number:.4g}") if math.isfinite(number) else None

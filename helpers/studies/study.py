@@ -25,7 +25,8 @@ from . import store, sweeps
 
 def names() -> tuple[str, ...]:
     """The studies that have a sweep, which is called like its notebook."""
-    return "goldilocks", "explorer", "anti_refusal", "chain_of_thought", "backdoors"
+    found = "what_vectors_are goldilocks explorer anti_refusal chain_of_thought backdoors"
+    return tuple(found.split())
 
 
 def run(name, model=None, workers=2, prompt_set="everyday", executor=None) -> Path:
