@@ -780,13 +780,16 @@ def test_visible_code_comes_in_short_steps(path):
 def test_the_method_of_notebook_02_is_that_of_helpers(tiny, n_vectors, steps, radius):
     nb = notebooks.read(ROOT / "notebooks" / "02_training_one_vector.ipynb")
     (method,) = notebooks.tagged(nb, "method")
-    names = {
-        name: getattr(training, name) for name in ("normalise", "orthonormalise", "start_seed")
-    }
+    names = {name: getattr(training, name) for name in ("normalise", "orthonormalise")}
     names["torch"] = torch
     exec(method.source, names)
     span = LayerSpan(tiny, ["What is the time?", "Hello"], 1, 4, target_positions=slice(-3, None))
-    ours = names["melbo"](span, radius, n_vectors, steps, seed=3)
+    start = training.random_vectors(span, radius, n_vectors, seed=3, orthogonal=True).tensor
+
+    def objective(theta):
+        return span.delta(theta).norm(dim=-1).pow(2).sum(-1).mean(1)
+
+    ours = names["workbook_melbo"](objective, start, radius, steps)
     theirs = training.train(span, radius, n_vectors, steps=steps, seed=3, progress=False).vectors
     torch.testing.assert_close(ours, theirs.tensor, rtol=1e-3, atol=1e-4 * radius)
 

@@ -10,6 +10,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "lines strips points bars said heatmaps grid curves rates versus stacked "
             "circle_toy clouds push_picture"
         ).split(),
+        "drawings": (
+            "audit changed_and_fluent choices circle_to_sphere four_questions idea password_lock "
+            "pushed_onto_sphere refusal_switch span_picture"
+        ).split(),
         "explorer": ["GridPanel", "geometry_panel", "radius_slider", "token_panel"],
         "render": (
             "render_radius render_said render_still render_texts render_token_grid render_tried "

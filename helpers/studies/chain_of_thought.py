@@ -14,14 +14,17 @@ SEEDS = (21,)  # one set per problem: problems are the scarce unit
 RADII = (8.0, 12.0, 18.0)
 LAYERS = (7, 11, 15)
 FRESH_SEED = 37  # draws the problems of "effect", none of them among those of PROBLEM_SEED
+UNCHOSEN_SEED = 47  # draws those of "unchosen", among neither, and its test problems
 
 
-def said(lm, vectors, chat, others=(), look_tokens=26, max_new_tokens=46) -> list[dict]:
+def said(
+    lm, vectors, chat, others=(), look_tokens=26, max_new_tokens=46, answering=None
+) -> list[dict]:
     """Per vector {"vector", "text"}: its greedy answer to `chat`; where that works in steps also
-    "others", its answers to the chats `others`."""
+    "others", its answers to the chats `others` (`answering`: of the first so many only)."""
     texts = [found[0] for found in complete(lm, chat, vectors, max_new_tokens=look_tokens)]
     rows = [{"vector": i, "text": text} for i, text in enumerate(texts)]
-    hits = [row for row in rows if works_in_steps(row["text"])]
+    hits = [row for row in rows if works_in_steps(row["text"])][:answering]
     if hits and others:
         some = vectors[[row["vector"] for row in hits]]
         answers = complete(lm, others, some, max_new_tokens=max_new_tokens)
@@ -44,6 +47,7 @@ def cell(
     look_tokens=26,
     max_new_tokens=46,
     scaled=False,
+    answering=None,
 ) -> dict:
     """An orthogonal set learned on one problem (four digits) without the password, and its random
     start: {"radius", "rows": `said` of both, with "set"}; `scaled`: and that start at equal effect
@@ -57,7 +61,7 @@ def cell(
     rows = []
     sets = orthogonal_sets(span, radius, n_vectors, steps, seed, scaled)
     for kind, vectors in sets.items():
-        for row in said(lm, vectors, chat, more, look_tokens, max_new_tokens):
+        for row in said(lm, vectors, chat, more, look_tokens, max_new_tokens, answering):
             rows.append({"set": kind, **row})
     about = {"norm": median_norm(sets["scaled"])} if scaled else {}
     return {"radius": radius, **about, "rows": rows}
@@ -72,30 +76,40 @@ def grid(
     layers=LAYERS,
     n_asked=12,
     n_others=8,
+    n_test=100,
     problem_seed=PROBLEM_SEED,
     **about,
 ) -> list[dict]:
     """Configurations of `cell`. "main": problem × radius × seed; "layers": problem × other
     source layers × seed, `radius` as at `source_layer`; "effect": fresh problems, twice as many,
-    from `source_layer` and the second of `layers`, random ones at equal effect beside them.
-    `about`: what else the cells are told."""
-    if part == "effect":
-        known = set(problems("train", n_asked, seed=problem_seed))
-        drawn = problems("train", 3 * n_asked, seed=FRESH_SEED)
-        fresh = [p for p in drawn if p not in known][: 2 * n_asked]
-        asked, problem_seed = list(map(list, fresh)), FRESH_SEED
-        about |= {"scaled": True}
-    else:
-        asked = [list(p) for p in problems("train", n_asked, seed=problem_seed)]
+    from `source_layer` and the second of `layers`, random ones at equal effect beside them;
+    "unchosen": other fresh problems from the same two blocks, where the first eliciting vector of
+    each set answers `n_test` test problems. `about`: what else the cells are told."""
+    drawn = problems("train", n_asked, seed=problem_seed)
+    if part in ("effect", "unchosen"):
+        fresh = _fresh(FRESH_SEED, 2 * n_asked, drawn)
+        drawn, problem_seed, about = fresh, FRESH_SEED, about | {"scaled": True}
+    if part == "unchosen":
+        drawn = _fresh(
+            UNCHOSEN_SEED, n_asked, problems("train", n_asked, seed=PROBLEM_SEED) + fresh
+        )
+        n_others, problem_seed, about = n_test, UNCHOSEN_SEED, about | {"answering": 1}
+        del about["scaled"]
+    asked = list(map(list, drawn))
     others = [list(p) for p in problems("test", n_others, seed=problem_seed)]
     usual = dict(target_layer=21, n_vectors=32, steps=4, look_tokens=26, max_new_tokens=46)
     about = {"others": [others], "seed": seeds, "source_layer": 3, **usual, **about}
     if part == "main":
         return sweeps.grid(problem=asked, radius=radii, **about)
-    if part == "effect":
+    if part in ("effect", "unchosen"):
         layers = [about["source_layer"], *layers[:2][-1:]]
     about |= {"radius": radius, "radius_at": about["source_layer"], "source_layer": layers}
     return sweeps.grid(problem=asked, **about)
+
+
+def _fresh(seed, n, known):
+    """The first `n` problems drawn by `seed` that are not among the known ones."""
+    return [p for p in problems("train", 3 * n, seed=seed) if p not in set(known)][:n]
 
 
 def table(cells):
@@ -112,7 +126,7 @@ STUDY = Study(
     "chain_of_thought",
     cell,
     grid,
-    dict.fromkeys(("main", "layers", "effect"), "password-cot"),
+    dict.fromkeys(("main", "layers", "effect", "unchosen"), "password-cot"),
     table,
 )
 cells = STUDY.cells

@@ -14,7 +14,7 @@ from .study import Study
 
 FRESH = slice(97, 127)  # of the plain requests: no other sweep asks them
 SEED = 161
-SETTLING = np.geomspace(0.5, 60, 60)  # damping of a long climb: large steps first, then small ones
+DAMPING = (0.5, 60)  # of a long climb, from first to last step: large steps first, then small ones
 LARGE = (4, 8)  # times R: the change gets room for an inversion
 
 
@@ -50,7 +50,7 @@ def cell(
     seed,
     n_vectors=4,
     steps=8,
-    settling=len(SETTLING),
+    settling=60,
     max_new_tokens=24,
 ) -> dict:
     """One prompt, and one other (`elsewhere`): plain texts. "rows": what vectors do and say, as in
@@ -96,7 +96,9 @@ def cell(
 def _geometry(span, sets, radius, settling) -> dict:
     """Starts and signs."""
     free = sets["free"].tensor
-    end, means, angles = climb(span, sets["random"].tensor, radius, SETTLING[-settling:])
+    end, means, angles = climb(
+        span, sets["random"].tensor, radius, np.geomspace(*DAMPING, settling)
+    )
     pairs = {"starts": alike(free), "settled": alike(end)}
     with torch.no_grad():
         pairs["changes"] = alike(span.delta(free))
@@ -150,7 +152,8 @@ def grid(lm, part, n_prompts=30, **about) -> list[dict]:
     scale with depth. `about`: what else cells get."""
     asked = prompts.texts("harmless", "train", "plain")[FRESH][:n_prompts]
     at = {"source_layer": 7 * lm.n_layers // 30, "target_layer": 21 * lm.n_layers // 30}
-    at |= {"radius": 10.0, "seed": SEED, "n_vectors": 4, "steps": 8, **about}
+    at |= {"radius": 10.0, "seed": SEED, "n_vectors": 4, "steps": 8}
+    at |= {"settling": 60, "max_new_tokens": 24, **about}
     found = []
     for prompt, elsewhere in zip(asked, asked[1:] + asked[:1]):
         found += sweeps.grid(prompt=prompt, elsewhere=elsewhere, **at)

@@ -263,7 +263,7 @@ def test_notebooks_run_on_a_model_folder(folder, tmp_path, monkeypatch, capfd):
         ("00", dict(N_VECTORS=1, STEPS=1, MAX_NEW_TOKENS=1)),
         ("01", dict(N_PROMPTS=1, N_VECTORS=1, RADII=[40.0, 5.0])),
         ("02", dict(N_PROMPTS=1, N_VECTORS=1)),
-        ("02c", dict(N_PROMPTS=1, N_VECTORS=1, ADAM_STEPS=1, N_CONVERGING=1, CONVERGING_STEPS=1)),
+        ("02c", dict(N_PROMPTS=1, N_VECTORS=1, ADAM_STEPS=1, SETTLING_STEPS=1)),
         ("02b", dict(N_PROMPTS=1, SEEDS=[1], N_DAMAGED=1, N_DECIDING=1, BLOCKS=[3, 7, 23])),
         ("02b", dict(SOURCE_LAYER=0, TARGET_LAYER=1, BLOCKS=[3, 1])),
         ("03", dict(N_SEEDS=1, RADII=[8.0, 1.0], N_DIRECTIONS=1)),
