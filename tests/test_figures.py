@@ -17,7 +17,7 @@ from nbformat.v4 import new_notebook
 from standin import PROMPTS, make
 
 from helpers import figures, training
-from helpers.figures import explorer, live, render
+from helpers.figures import drawings, explorer, live, render
 from helpers.metrics import judges
 from helpers.steering import SteeringVectors
 from helpers.studies import store
@@ -199,6 +199,19 @@ def test_a_push_turns_a_token_by_the_angle_that_is_written(ratio, upto):
     assert sum(bar.get_height() for bar in right.patches) == 2  # NaN is no angle
     left.figure.canvas.draw()
     render.plt.close(left.figure)
+
+
+@pytest.mark.parametrize("name", sorted(set(dir(drawings)) & set(figures.__all__) - {"panels"}))
+def test_a_drawing_has_a_name_for_everything_and_keeps_its_words_on_the_sheet(name):
+    depth = {"span_picture": (2, 4, 6)}.get(name, ())
+    figure = getattr(figures, name)(*depth)
+    figure.canvas.draw()
+    sheet = figure.bbox.padded(2)
+    texts = [text for ax in figure.axes for text in ax.texts if text.get_text().strip()]
+    assert len(texts) >= 3
+    for text in texts:
+        box = text.get_window_extent()
+        assert sheet.contains(box.x0, box.y0) and sheet.contains(box.x1, box.y1), text.get_text()
 
 
 @pytest.mark.parametrize("absent", [False, True])

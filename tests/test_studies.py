@@ -36,6 +36,7 @@ from helpers.studies import (
     store,
     study,
     sweeps,
+    what_vectors_are,
 )
 from helpers.studies.arithmetic import Problem, arithmetic_prompt, arithmetic_text, problems
 from helpers.training import learned_and_start, normalise, random_vectors
@@ -576,6 +577,49 @@ def test_grids_scale_with_the_depth_and_confirm_on_other_prompts_and_seeds(depth
     fresh = {c["prompt"] for c in configs if c["part"] == "fresh"}
     others = {c["prompt"] for c in configs if c["part"] != "fresh"}
     assert len(fresh) == 60 and not fresh & others
+
+
+def test_what_vectors_are_is_measured_on_prompts_that_no_other_sweep_asks(tiny):
+    configs = what_vectors_are.STUDY.configs(tiny, "sets")
+    asked = {c["prompt"] for c in configs}
+    parts = [c for part in goldilocks.PARTS for c in goldilocks.STUDY.configs(tiny, part)]
+    assert len(asked) == 30 and not asked & {c["prompt"] for c in parts}
+    assert all(c["prompt"] != c["elsewhere"] for c in configs)
+
+
+def test_starts_signs_and_prompts_are_compared(tiny):
+    small = dict(n_prompts=2, n_vectors=3, steps=2, settling=40, max_new_tokens=5, radius=2.0)
+    (one, _) = what_vectors_are.cells(tiny, "live", "sets", progress=False, **small)
+    found = one["result"]
+    kinds = [row["kind"] for row in found["rows"]]
+    assert kinds == [k for k in ("free", "orthogonal", "one step", "random") for _ in range(3)]
+    norms = [row["norm"] for row in found["rows"]]
+    assert norms == pytest.approx([2.0] * 12, rel=1e-3)
+    apart = np.array(found["apart"])
+    assert apart == pytest.approx(apart.T) and np.diag(apart) == pytest.approx(
+        np.zeros(12), abs=1e-3
+    )
+    assert found["climb"][-1] > found["climb"][0] and 0 <= found["angle"] <= 90
+    for name in ("starts", "changes", "settled"):
+        assert 0 <= found["alike"][name] <= 1
+    assert found["opposite"]["random"] < 0 < found["share"]["random"] < found["share"]["elsewhere"]
+    assert [round(radius) for radius, *_ in found["turned"]] == [8, 16]
+    table = what_vectors_are.STUDY.table([one])
+    assert {"changed", "fluent", "both"} <= set(table) and len(table) == 12
+
+
+def test_a_long_climb_ends_at_a_stationary_point_of_a_linear_span():
+    class Linear:
+        source_layer, target_layers = 0, (1,)
+
+        def delta(self, theta):
+            stretch = torch.diag(torch.tensor([3.0, 2.0, 1.0, 1.0]))
+            return (theta @ stretch)[:, None, None]
+
+    theta = normalise(torch.randn(2, 4, generator=torch.Generator().manual_seed(1)))
+    end, means, angles = what_vectors_are.climb(Linear(), theta, 1.0, np.geomspace(0.5, 5, 60))
+    assert means == sorted(means) and angles.max() < 1
+    assert what_vectors_are.alike(end) == pytest.approx(1, abs=1e-3)
 
 
 def test_what_was_undecided_is_asked_of_fresh_problems(tiny):

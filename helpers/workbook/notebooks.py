@@ -16,7 +16,10 @@ from ..ledger import write_atomically
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 MACHINE_PATH = r"(?:/home/\w|/Users/\w|/root/|/tmp/\w|[A-Za-z]:\\Users\\)"
-PICTURE = ROOT / "notebooks" / "first_look.png"  # the README's, of the cell tagged "readme-figure"
+PICTURES = {
+    "readme-figure": "first_look.png",
+    "readme-drawing": "the_idea.png",
+}  # the README's, of cells so tagged
 MAX_BYTES = 1_000_000
 MAX_LINES = 25
 
@@ -143,18 +146,20 @@ def put_outputs(path, executed) -> list[str]:
     kept = {name: nb.metadata[name] for name in ("kernelspec", "language_info")}
     nb.metadata = nbformat.from_dict({**kept, "workbook": {"source_hash": source_hash(nb)}})
     write_atomically(path, nbformat.writes(nb) + "\n")
-    if shown := picture(nb):
-        PICTURE.write_bytes(shown)
+    for place, shown in pictures(nb).items():
+        place.write_bytes(shown)
     return check([path])
 
 
-def picture(nb) -> bytes | None:
-    """The PNG shown by the cell tagged "readme-figure", if there is one."""
-    for cell in tagged(nb, "readme-figure"):
-        for output in cell.outputs:
+def pictures(nb) -> dict:
+    """{where the README looks for it: PNG} of what the cells tagged for it show."""
+    found = {}
+    for tag, name in PICTURES.items():
+        for output in [output for cell in tagged(nb, tag) for output in cell.outputs]:
             if "image/png" in output.get("data", {}):
-                return base64.b64decode(output["data"]["image/png"])
-    return None
+                place = ROOT / "notebooks" / name
+                found.setdefault(place, base64.b64decode(output["data"]["image/png"]))
+    return found
 
 
 def check(notebooks=None) -> list[str]:
@@ -173,8 +178,9 @@ def _problems(path):
     traces = set().union(*(cell.metadata for cell in nb.cells)) & {"papermill", "execution"}
     if traces or {"widgets", "papermill"} & set(nb.metadata):
         yield "its metadata holds widget state or traces of an execution."
-    if (shown := picture(nb)) and not (PICTURE.exists() and PICTURE.read_bytes() == shown):
-        yield f"its figure is not the README's, {PICTURE.name}; {again} writes it."
+    for place, shown in pictures(nb).items():
+        if not (place.exists() and place.read_bytes() == shown):
+            yield f"its figure is not the README's, {place.name}; {again} writes it."
     if path.stat().st_size > MAX_BYTES:
         yield f"it has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}."
     try:
