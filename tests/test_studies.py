@@ -244,7 +244,7 @@ def test_the_committed_sweeps_have_all_cells_of_the_committed_adapters(name):
     configs = []
     for part, organism in one.organisms.items():
         lm = SimpleNamespace(name=DEFAULT, n_layers=30, organism=organism)  # no model is needed
-        at_best = ("measure", "curve", "effect", "dial", "subtract", "content")
+        at_best = ("measure", "curve", "effect", "dial", "content")
         chosen = {"radii": [16.0]} if part in at_best and one.plan else {}
         configs += one.configs(lm, part, **chosen)
     assert [cell["config"] for cell in sweep["cells"]] == configs

@@ -41,8 +41,7 @@ FIRM = (
     "harassment-20 weapons-28 theft-27 weapons-26 drugs-2 drugs-12"
 ).split()
 SEEDS = (111, 112)  # the first to choose R, the others to measure
-DIALLED = 8  # prompts from whose sets one vector is chosen …
-SUBTRACTED, COEFF = slice(8, 24), -2.0  # … and those after, whose chosen vector is subtracted only
+DIALLED = 8  # prompts from whose sets one vector is chosen
 RADII = (8.0, 12.0, 16.0, 24.0)
 LAYERS = (3, 7, 11, 15)  # source layers
 SHARES = (0.1, 0.2)  # of the residual norm at the source, for the sweep over layers
@@ -143,8 +142,7 @@ def requests(n_validation=24, n_test=64) -> dict:
 # -- the cells -------------------------------------------------------------------------------------
 def cell(lm, part, **config) -> dict:
     """{"rows": […]} of one cell: see `sets_cell`, `dial` and `content`."""
-    chosen = {"dial": dial, "subtract": dial, "content": content}
-    return chosen.get(part, sets_cell)(lm, **config)
+    return {"dial": dial, "content": content}.get(part, sets_cell)(lm, **config)
 
 
 def sets_cell(lm, prompt, source_layer, radius=None, share=None, max_new_tokens=16, **at) -> dict:
@@ -167,13 +165,11 @@ def sets_cell(lm, prompt, source_layer, radius=None, share=None, max_new_tokens=
 def dial(lm, learned_on, coeffs=COEFFS, n_validation=24, n_test=64, max_new_tokens=16, **at):
     """One chosen vector, and a random one of its norm: a row per vector ("set"), coefficient and
     request, which "asks" (a name of `requests`). The curve's prompts at all coefficients; harmful
-    test prompts at 1, if that is one of them, harmless ones at the negative coefficients."""
+    test prompts at 1, harmless ones at the negative coefficients."""
     asked = requests(n_validation, n_test)
     sets, pick, about = choose(lm, learned_on, asked["choose"], None, max_new_tokens, **at)
     negative = [c for c in coeffs if c < 0]
-    tries = [(("harmful", "harmless"), coeffs), (("calm",), negative)]
-    if 1 in coeffs:
-        tries.insert(1, (("test",), [1.0]))
+    tries = ((("harmful", "harmless"), coeffs), (("test",), [1.0]), (("calm",), negative))
     rows = []
     for kind, vectors in sets.items():
         for names, some in tries:
@@ -235,8 +231,7 @@ def grid(
     "measure": those of ASKED with the other seeds; "curve": those of CURVE; "layers": source layer
     × SHARES of the residual norm for three prompts of CHOOSE, with half as many vectors; "effect":
     those of FIRM, random ones at equal effect beside them. Chosen vectors: "dial" and "content",
-    DIALLED prompts × other seeds; "subtract": those of ASKED after them, at COEFF alone. `about`:
-    what else cells get."""
+    DIALLED prompts × other seeds. `about`: what else cells get."""
     at = {"source_layer": 7, "target_layer": 21, "steps": 6, "n_vectors": 32, **about}
     if part == "layers":
         at |= {"source_layer": layers, "n_vectors": max(2, at["n_vectors"] // 2)}
@@ -253,8 +248,6 @@ def grid(
     asked = prompts.texts("geography", "train", "geography")[:n_prompts]
     if part == "dial":
         asked, at["coeffs"] = training_prompts(n_prompts), [list(coeffs)]
-    if part == "subtract":
-        asked, at["coeffs"] = training_prompts(2 * n_prompts, ASKED[SUBTRACTED]), [[COEFF]]
     return sweeps.grid(learned_on=asked, seed=seeds[1:], radius=radii, **at)
 
 
@@ -279,10 +272,10 @@ def plan(done):
     yield "choose", {}
     best = {"radii": [best_radius(done)]}
     yield from (("measure", best), ("curve", best), ("layers", {}), ("effect", best))
-    yield from (("dial", best), ("subtract", best), ("content", best))
+    yield from (("dial", best), ("content", best))
 
 
-SETS = ("choose", "measure", "curve", "layers", "effect", "dial", "subtract")
+SETS = ("choose", "measure", "curve", "layers", "effect", "dial")
 ORGANISMS = dict.fromkeys(SETS, "refusal") | {"content": "topic-refusal"}
 STUDY = Study("anti_refusal", cell, grid, ORGANISMS, table, labels=(), plan=plan, hide=keep_whole)
 cells = STUDY.cells
