@@ -201,6 +201,13 @@ def test_a_push_turns_a_token_by_the_angle_that_is_written(ratio, upto):
     render.plt.close(left.figure)
 
 
+@pytest.mark.filterwarnings("error:Glyph")
+def test_an_answer_with_an_emoji_is_drawn_without_it():
+    figure = figures.said([("learned", 0.3, "Hello \N{SEEDLING} there")], "title", "x")
+    figure.canvas.draw()
+    assert "Hello  there" in [text.get_text() for text in figure.axes[0].texts]
+
+
 @pytest.mark.parametrize("name", sorted(set(dir(drawings)) & set(figures.__all__) - {"panels"}))
 def test_a_drawing_has_a_name_for_everything_and_keeps_its_words_on_the_sheet(name):
     depth = {"span_picture": (2, 4, 6)}.get(name, ())

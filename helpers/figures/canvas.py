@@ -1,12 +1,14 @@
 """What all figures and panels share: colours, style, axes, `show`, numbers, words, tables."""
 
 import io
+from functools import cache
 from numbers import Integral, Real
 
 import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
 from IPython.display import HTML, Image, display
+from matplotlib import font_manager
 
 from ..ledger import html_table
 
@@ -73,6 +75,24 @@ def headline(figure, title):
 def note(ax, text, at, offset, **style):
     """A text `offset` points away from the place `at`."""
     ax.annotate(text, at, xytext=offset, textcoords="offset points", **{"fontsize": 9.5, **style})
+
+
+@cache
+def _glyphs() -> frozenset:
+    """What the figures' font can draw."""
+    return frozenset(
+        font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
+    )
+
+
+def drawable(text) -> str:
+    """The text without what the font lacks: a model may answer with an emoji, whole or in part."""
+    shown = (
+        letter
+        for letter in text
+        if ord(letter) in _glyphs() and letter != "\N{REPLACEMENT CHARACTER}"
+    )
+    return "".join(shown) or "(no words)"
 
 
 # -- HTML ------------------------------------------------------------------------------------------

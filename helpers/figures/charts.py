@@ -5,7 +5,18 @@ import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import LogLocator
 
-from .canvas import COLOURS, OTHERS, colour, finish, headline, note, one_panel, panels, shorten
+from .canvas import (
+    COLOURS,
+    OTHERS,
+    colour,
+    drawable,
+    finish,
+    headline,
+    note,
+    one_panel,
+    panels,
+    shorten,
+)
 
 CLEAN, PUSH, RESULT = COLOURS["clean"], COLOURS["random"], COLOURS["learned"]
 DOTS = {"s": 22, "alpha": 0.65, "linewidths": 0}
@@ -74,7 +85,7 @@ def said(rows, title, xlabel):
     drawn = {}
     for i, (group, size, text) in enumerate(rows):
         drawn[group] = ax.barh(i, size, color=colour(group, i), height=0.7)
-        note(ax, shorten(text, 62), (size, i), (5, 0), va="center", parse_math=False)
+        note(ax, drawable(shorten(text, 62)), (size, i), (5, 0), va="center", parse_math=False)
     _name_rows(ax, [""] * len(rows))
     ax.set_yticks([])
     ax.set_xlim(0, 2.6 * max(size for _, size, _ in rows))
