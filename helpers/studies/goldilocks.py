@@ -29,7 +29,7 @@ NAMED = ((18, (8.0, 16.0)), (6, (16.0,)))  # steps and R that the claim about pa
 
 def cell(lm, rule=False, **config) -> dict:
     """`speaking.cell`; with `rule` also, in each result, the R where the Jacobian ratio is ½
-    ("calibrated"), and the median residual norm at the source ("norm")."""
+    ("calibrated"), and the median residual norm at the source ("residual_norm")."""
     found = speaking.cell(lm, **config)
     if rule:
         place = config["source_layer"], config["target_layer"]
@@ -37,7 +37,7 @@ def cell(lm, rule=False, **config) -> dict:
         span = LayerSpan(lm, chat, *place, speaking.TARGET_TOKENS)
         radius = speaking.short(jacobian.calibrated_radius(span, seed=config["seed"]))
         (norm,) = speaking.residual_norms(lm, [chat], place[:1])
-        about = {"calibrated": radius, "norm": speaking.short(norm)}
+        about = {"calibrated": radius, "residual_norm": speaking.short(norm)}
         found["results"] = [{**about, **result} for result in found["results"]]
     return found
 
