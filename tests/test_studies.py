@@ -134,7 +134,7 @@ def test_what_is_not_there_is_said(tiny):
         DOUBLES.cells(tiny, "both", "few")
     with pytest.raises(UserError, match="part 'other' of the study doubles is unknown: use few, m"):
         DOUBLES.cells(tiny, "stored", "other")
-    with pytest.raises(UserError, match="no study 'x': use one of goldilocks, explorer"):
+    with pytest.raises(UserError, match="no study 'x': use one of what_vectors_are, goldilocks"):
         studies.run("x")
     with pytest.raises(UserError, match="asks prompts of its own, not 'geography'"):
         DOUBLES.compute("tiny-random", prompt_set="geography")
@@ -610,7 +610,7 @@ def test_starts_signs_and_prompts_are_compared(tiny):
 
 def test_a_long_climb_ends_at_a_stationary_point_of_a_linear_span():
     class Linear:
-        source_layer, target_layers = 0, (1,)
+        chunk = 8
 
         def delta(self, theta):
             stretch = torch.diag(torch.tensor([3.0, 2.0, 1.0, 1.0]))

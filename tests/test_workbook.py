@@ -566,8 +566,9 @@ def opening(path):
     """(parameters, code): the committed ones, and the statements that check them."""
     nb = notebooks.read(path)
     (cell,) = [cell for cell in nb.cells if "parameters.check(" in cell.source]
-    code = nb.cells[: nb.cells.index(cell)]
-    before = [other.source for other in code if other.cell_type == "code"][1:]
+    (given,) = notebooks.tagged(nb, "parameters")
+    code = nb.cells[nb.cells.index(given) + 1 : nb.cells.index(cell)]
+    before = [other.source for other in code if other.cell_type == "code"]
     statements = [line for source in before for line in ast.parse(source).body]
     imports = [line for line in statements if isinstance(line, (ast.Import, ast.ImportFrom))]
     assert statements == imports, "only imports between the parameters and their check"
