@@ -12,7 +12,7 @@ from matplotlib import colormaps
 
 from ..ledger import html_table
 from ..studies.store import AXES, BINS, GAUGES, place
-from . import canvas, charts
+from . import canvas, charts, geometry
 from .canvas import block, cell, colour, finish, headline, number, panels, shorten
 
 PANEL_ERROR = "workbook-panel-error"  # the class of an error that a panel caught and shows
@@ -273,7 +273,7 @@ def render_turn(angles, length, radius, layer, word):
     turn = f"median turn {np.median(angles):.1f}°"
     upto = max(15, 15 * np.ceil(1.2 * angles.max() / 15))
     title = f"R = {radius:g} after block {layer}, {token}: {turn}"
-    return charts.push_picture(radius / length, angles, title, upto=upto)
+    return geometry.push_picture(radius / length, angles, title, upto=upto)
 
 
 def render_tokens(words, moved) -> str:
